@@ -111,11 +111,10 @@ class FrechetMoments:
     @torch.no_grad()
     def update(self, features: Tensor) -> None:
         """Let the moments include features (B, D); values that are not finite change nothing."""
-        features = features.to(self.mean)
-        fraction = min(len(features) / self.population, 1.0) * features.isfinite().all()
-        features = features.nan_to_num(0.0, 0.0, 0.0)
-        self.mean.lerp_(features.mean(0), fraction)
-        self.second.lerp_(features.T @ features / len(features), fraction)
+        features, fraction = features.to(self.mean), min(len(features) / self.population, 1.0)
+        finite = features.isfinite().all()
+        for moment, of_batch in ((self.mean, features.mean(0)), (self.second, features.T @ features / len(features))):
+            moment.copy_(torch.where(finite, moment.lerp(of_batch, fraction), moment))
 
     @torch.no_grad()
     def distance(self) -> tuple[Tensor, Tensor]:
