@@ -1,7 +1,8 @@
-"""Predicted and measured memory of sampling and of a LoRA training step, for architectures of real size on this CPU.
+"""Predicted and measured memory of sampling and of LoRA training steps, for architectures of real size on this CPU.
 
     python benchmarks/memory_study.py --models sd1,sd2-v,sdxl --sizes 256,512
     python benchmarks/memory_study.py --models sd3-medium --sizes 256 --jobs lora --dtype bfloat16 --steps 2
+    python benchmarks/memory_study.py --models sd1 --sizes 256 --jobs lora --method distribution_matching --steps 10
 
 Each measurement is a separate process. Its peak resident memory (the kernel's high-water mark) is compared with the prediction
 from tensor shapes plus the memory of the process before loading the model. The weights are random. Models have no T5.
@@ -28,17 +29,18 @@ def main() -> None:
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--dtype", default="float32", help="of the weights")
     parser.add_argument("--steps", type=int, default=1, help="of the training")
+    parser.add_argument("--method", default="consistency", help="of the training")
     parser.add_argument("--one", nargs=3, metavar=("JOB", "MODEL", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         job, model, size = args.one
-        print(json.dumps(measured(job, model, int(size), args.dtype, args.steps)))
+        print(json.dumps(measured(job, model, int(size), args)))
         return
     table = Table("job", "model", "pixels", "predicted, GiB", "measured, GiB", "predicted / measured")
     for job in args.jobs.split(","):
         for model in args.models.split(","):
             for size in args.sizes.split(","):
-                settings = ["--dtype", args.dtype, "--steps", str(args.steps)]
+                settings = ["--dtype", args.dtype, "--steps", str(args.steps), "--method", args.method]
                 command = [sys.executable, __file__, "--one", job, model, size, *settings]
                 done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
                 if done.returncode:
@@ -52,7 +54,7 @@ def main() -> None:
     Console(width=120).print(table)
 
 
-def measured(job: str, model: str, size: int, dtype: str, steps: int) -> dict[str, float]:
+def measured(job: str, model: str, size: int, args: argparse.Namespace) -> dict[str, float]:
     """Bytes: before loading the model, and at the peak as predicted and as measured, both including these."""
     import time
     from tempfile import TemporaryDirectory
@@ -66,17 +68,17 @@ def measured(job: str, model: str, size: int, dtype: str, steps: int) -> dict[st
     quieten_libraries()
     with TemporaryDirectory() as folder:
         configs, without = configs_without_t5(model, Path(folder))
-        settings = settings_of(configs, size, dtype)
-        needed = predicted_step(settings) if job == "lora" else predicted_sampling(configs, size, dtype)
+        settings = settings_of(configs, size, args.dtype, args.method)
+        needed = predicted_step(settings) if job == "lora" else predicted_sampling(configs, size, args.dtype)
         torch.nn.functional.conv2d(
             torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3)
         )  # load libraries that are loaded at first use
         before = _status_bytes("VmRSS")
         latents = size // 8 if model.startswith("sd") and "3" not in model else None
-        pipeline = random_pipeline(model, latents=latents, dtype=getattr(torch, dtype), without=without)
+        pipeline = random_pipeline(model, latents=latents, dtype=getattr(torch, args.dtype), without=without)
         started = time.perf_counter()
         if job == "lora":
-            train(pipeline, settings, steps)
+            train(pipeline, settings, args.steps)
         else:
             sample(pipeline, size)
     seconds = time.perf_counter() - started
@@ -89,7 +91,7 @@ def configs_without_t5(model: str, folder: Path) -> tuple[Path, list[str]]:
 
     shutil.copytree(ARCHITECTURES / model, folder, dirs_exist_ok=True)
     index = json.loads((folder / "model_index.json").read_text())
-    without = [name for name, entry in index.items() if isinstance(entry, list) and entry[1].startswith("T5")]
+    without = [name for name, entry in index.items() if isinstance(entry, list) and (entry[1] or "").startswith("T5")]
     (folder / "model_index.json").write_text(json.dumps({**index, **{name: [None, None] for name in without}}))
     return folder, without
 
@@ -110,13 +112,14 @@ def predicted_step(settings) -> int:
     return step_needs(settings, cpu=True).peak
 
 
-def settings_of(configs: Path, size: int, dtype: str):
+def settings_of(configs: Path, size: int, dtype: str, method: str):
     from gendistill.run.config import load_config
 
     return load_config(
         None,
         {
             "teacher": str(configs),
+            "method": method,
             "dtype": dtype,
             "lora.enabled": True,
             "data.path": "images",
@@ -135,7 +138,7 @@ def sample(pipeline, size: int) -> None:
 
 
 def train(pipeline, settings, steps: int) -> None:
-    """Optimizer steps of consistency distillation into a LoRA, on one random image, after the text encoders are released."""
+    """Optimizer steps of a LoRA, on one random image, after the text encoders are released."""
     import torch
 
     from gendistill.data.batches import Batch
@@ -153,14 +156,15 @@ def train(pipeline, settings, steps: int) -> None:
     context = DenoiserContext(settings, teacher.family, teacher.denoiser, unconditional)
     method = next(denoiser_stages(context)).method
     checkpoint_gradients(method.trained_modules())
-    optimizer = torch.optim.AdamW(method.trained_parameters()["student"].values())
+    optimizers = {name: torch.optim.AdamW(trained.values()) for name, trained in method.trained_parameters().items()}
     batch = Batch(torch.randn(1, *teacher.codec.latent_shape(teacher.size)), conditions)
     for number in range(steps):
         for update in method.updates(batch, Step(number, number / steps), PerSampleRandom(0, number, 0, 1)):
             update.loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            print(f"step {number}: loss {float(update.loss.detach()):.4f}", file=sys.stderr, flush=True)
+            for name in update.optimizers:
+                optimizers[name].step()
+                optimizers[name].zero_grad()
+            print(f"step {number}: {update.optimizers[0]} loss {float(update.loss.detach()):.4f}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -55,5 +55,4 @@ def random_pipeline(
     finally:
         torch.set_default_dtype(before)
     scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(configs / "scheduler")
-    empty = {name: None for name in ("feature_extractor",) if name in index}
-    return getattr(diffusers, index["_class_name"])(**parts, scheduler=scheduler, **left_out(index), **empty)
+    return getattr(diffusers, index["_class_name"])(**parts, scheduler=scheduler, **left_out(index))
