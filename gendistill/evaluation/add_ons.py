@@ -23,7 +23,8 @@ from gendistill.metrics.features.matrix import Features, Matrix, feature_matrice
 from gendistill.runtime.hashing import file_sha256
 from gendistill.samplers import FewStepSampler, to_uint8
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, require_control, tried, with_lora
+from gendistill.samplers.weighted_lora import lora_file
+from gendistill.sampling.load_add_ons import DoesNotLoadError, open_control, require_control, tried, with_lora
 
 
 @dataclass(frozen=True)

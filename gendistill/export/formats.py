@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gendistill.export.kohya import kohya_weights
+from gendistill.export.kohya import kohya_metadata, kohya_weights
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import fit_transformers_4_and_5, save_lora
 from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
@@ -171,10 +171,7 @@ def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None
     adapter = _adapter(sampler)
     layout = _layout(sampler)
     weights = kohya_weights(sampler.pipeline, layout, adapter, dtype)
-    ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_down.weight")}
-    alphas = {float(weight) for name, weight in weights.items() if name.endswith(".alpha")}
-    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
-    _save(weights, out, sampler, f"{layout.release(sampler.pipeline)}/lora", metadata)
+    _save(weights, out, sampler, f"{layout.release(sampler.pipeline)}/lora", kohya_metadata(weights))
 
 
 def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
@@ -185,7 +182,7 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
     """The teacher with the LoRA, loaded by diffusers."""
     spec = sampler.spec
     assert spec is not None
-    opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    opened = open_pipeline(spec.teacher, **spec.teacher_opening | ({"loras": ()} if spec.lora_on_original else {}))
     if spec.prediction_type != sampler.family.prediction_type(opened.scheduler):  # a program reads that of the teacher
         raise _unreadable("lora, kohya", spec.prediction_type)
     source, settings = lora_source(opened, out)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gendistill.samplers.families import network_of
+from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.layouts.layout import OriginalLayout, lora_to_kohya
+
+KOHYA_FILE = "kohya/lora.safetensors"  # in a subfolder, as diffusers expects one LoRA in a folder
+
+
+def write_kohya_file(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype) -> None:
+    """Write a pipeline's adapter to `KOHYA_FILE` in a folder, for a family whose LoRAs have a format of kohya's."""
+    if (layout := family_of(pipeline).original_layout) is None:
+        return
+    weights = kohya_weights(pipeline, layout, adapter, dtype)
+    (folder / KOHYA_FILE).parent.mkdir()
+    save_file(weights, folder / KOHYA_FILE, metadata={"format": "pt", **kohya_metadata(weights)})
+
+
+def kohya_metadata(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata of a LoRA in kohya's format: its kind, rank and alpha."""
+    rank = max(len(weight) for name, weight in weights.items() if name.endswith(".lora_down.weight"))
+    alpha = max(float(weight) for name, weight in weights.items() if name.endswith(".alpha"))
+    return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
 
 def kohya_weights(pipeline: Any, layout: OriginalLayout, adapter: str, dtype: torch.dtype) -> dict[str, Tensor]:

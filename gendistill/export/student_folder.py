@@ -18,6 +18,8 @@ from tokenizers.models import BPE
 
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
+from gendistill.export.kohya import write_kohya_file
+from gendistill.export.low_rank import LoraStudent, merged_network
 from gendistill.export.model_card import model_card
 from gendistill.runtime.files import updated_folder
 from gendistill.samplers import StudentSpec
@@ -56,6 +58,7 @@ def export_student(
     scheduler: Any,
     provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
+    lora: LoraStudent | None = None,
 ) -> None:
     """Write the student to `folder` atomically, replacing a previous one; files in it that are not of a student are kept.
 
@@ -63,19 +66,26 @@ def export_student(
         scheduler: the stock diffusers scheduler for sampling.
         provenance: rows of the model card: teacher, data, seeds, versions, figures.
         dtype: of the saved weights; diffusers opens them in the `torch_dtype` of its caller.
+        lora: the adapter of a student that is a LoRA, if it is not the one that was trained; it is also written in kohya's
+            format, where the family has one.
     """
     with updated_folder(folder) as temporary:
         temporary.mkdir(parents=True)
-        if networks.lora is not None:
-            save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+        network = networks.average.network
+        if spec.lora:
+            saved = lora or LoraStudent(teacher.pipeline, AVERAGE)
+            save_lora(saved.pipeline, saved.adapter, temporary, dtype)
+            if lora is not None:
+                write_kohya_file(lora.pipeline, lora.adapter, temporary, dtype)
             scheduler.save_pretrained(temporary / "scheduler")
         else:
+            network = merged_network(network) if isinstance(network, AdapterView) else network
             parts = {
                 name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-                for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
+                for name, part in {**teacher.pipeline.components, teacher.family.network_part: network}.items()
             }
-            saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
-            saved.save_pretrained(temporary, safe_serialization=True)
+            pipeline = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
+            pipeline.save_pretrained(temporary, safe_serialization=True)
             fit_transformers_4_and_5(temporary)
         spec.save(temporary)
         (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family, _null_parts(teacher.pipeline)))
