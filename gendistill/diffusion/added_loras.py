@@ -1,4 +1,4 @@
-"""LoRAs of a folder that are added to teacher and student for a micro-batch, so that the student learns to keep their effect."""
+"""LoRAs of a folder, added to teacher and student for a micro-batch, so that the student learns to keep their effect."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AddedLoras:
         self.loras, self.settings = loras, settings
 
     @staticmethod
-    def of(pipeline: Any, settings: CompatibleSettings) -> AddedLoras | None:
+    def from_folder(pipeline: Any, settings: CompatibleSettings) -> AddedLoras | None:
         """The LoRAs of the folder `settings.loras`; None without one.
 
         Raises:

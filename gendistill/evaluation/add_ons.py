@@ -126,6 +126,12 @@ class Effect:
         """Length of the student's shift relative to the teacher's; None if the teacher's is zero."""
         return self.student_length / self.teacher_length if self.teacher_length else None
 
+    @property
+    def kept(self) -> float | None:
+        """The student's mean shift along the teacher's direction relative to the teacher's shift: 1 is the same effect, 0 is
+        none; None if the teacher's shift is zero."""
+        return None if self.ratio is None else self.ratio * (self.cosine or 0.0)
+
 
 @dataclass(frozen=True)
 class AddOnFit:

@@ -76,7 +76,7 @@ class DenoiserRun:
             compressed_config(pruning, config.compress)  # raises ValueError before the data are encoded
         self.start = starting_denoiser(self.config, self.teacher)
         require_output(self.config, self.teacher, self.loras)
-        self.added_loras = AddedLoras.of(self.teacher.pipeline, config.compatible)
+        self.added_loras = AddedLoras.from_folder(self.teacher.pipeline, config.compatible)
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:

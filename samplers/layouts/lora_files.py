@@ -21,7 +21,7 @@ def lora_source(pipeline: Any, file: Path) -> tuple[Any, dict[str, Any]]:
     """The first argument of a pipeline's `load_lora_weights` for a LoRA file, and its keyword arguments.
 
     Raises:
-        ValueError: a matrix in the file does not fit the network, or a file of PEFT has no adapter_config.json beside it.
+        ValueError: a matrix in the file does not fit the network, or a file of PEFT has no adapter_config.json next to it.
     """
     family = family_of(pipeline)
     if (peft := _from_peft(file)) is not None:
@@ -44,7 +44,7 @@ def _from_peft(file: Path) -> dict[str, Tensor] | None:
         return None
     config = file.parent / "adapter_config.json"
     if not config.is_file():
-        raise ValueError(f"{file.name} has PEFT's names; expects PEFT's adapter_config.json beside it, which has the alpha")
+        raise ValueError(f"{file.name} has PEFT's names; expects PEFT's adapter_config.json next to it, which has the alpha")
     adapter = LoraConfig.from_pretrained(str(file.parent))
     weights = {name.removeprefix(PEFT).replace(".default.", "."): value for name, value in load_file(file).items()}
     for name in (name for name in weights if name.endswith(".lora_B.weight")):

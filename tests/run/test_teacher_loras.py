@@ -2,6 +2,9 @@
 
 import copy
 import json
+import re
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -15,10 +18,13 @@ from tiny_runs import logged, settings_of
 from typer.testing import CliRunner
 
 from gendistill.cli import app
+from gendistill.diffusion.added_loras import AddedLoras, CompatibleSettings
 from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.trained_networks import lora_config, lora_networks
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.low_rank import factors, merged_weights
 from gendistill.run.distill import distill
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.layouts.unet_layout import StableDiffusionLayout
 from gendistill.samplers.loading import open_pipeline
@@ -104,28 +110,30 @@ def plain_images(folder, lora_files=()):
 
 
 @pytest.fixture(scope="module")
-def students(tiny_folder, loras, tmp_path_factory):
-    """Students of the merged teacher in all forms, trained as a LoRA and with all weights."""
+def student(tiny_folder, loras, tmp_path_factory):
+    """student(kind, form): a student of the merged teacher, trained as a LoRA or with all weights."""
     place, lora = tmp_path_factory.mktemp("students"), loras[0] / "diffusers"
-    fast = {"trainer__max_steps": 2, "trainer__learning_rate": 1e-3, "lora__rank": 32}
-    made = {}
-    for kind, enabled in (("lora", True), ("full", False)):
-        for form in ("as-trained", "folder", "base-lora", "steps-lora"):
-            made[kind, form] = run_of(place, tiny_folder, f"{kind}-{form}", lora, output=form, lora__enabled=enabled, **fast)
-    return made
+    fast = {"trainer__max_steps": 1, "trainer__learning_rate": 1e-3, "lora__rank": 32, "trainer__num_validation": 2}
+
+    @cache
+    def trained(kind, form):
+        return run_of(place, tiny_folder, f"{kind}-{form}", lora, output=form, lora__enabled=kind == "lora", **fast)
+
+    return trained
 
 
-def test_every_form_of_a_lora_student_generates_its_images_in_plain_diffusers(students, loras):
-    expected = images(students["lora", "as-trained"].student_folder)
+@pytest.mark.slow
+def test_every_form_of_a_lora_student_generates_its_images_in_plain_diffusers(student, loras):
+    expected = images(student("lora", "as-trained").student_folder)
     style = (loras[0] / "diffusers", WEIGHT)
     for form, files in {"as-trained": [style], "folder": [], "base-lora": [], "steps-lora": [style]}.items():
-        folder = students["lora", form].student_folder
+        folder = student("lora", form).student_folder
         torch.testing.assert_close(plain_images(folder, files), images(folder), atol=1e-5, rtol=0)
         torch.testing.assert_close(images(folder), expected, atol=2e-3, rtol=0)  # weights are saved in float16
 
 
-def test_at_full_rank_one_lora_of_the_base_is_the_student(students, tiny_folder, loras):
-    result = students["lora", "base-lora"]
+def test_at_full_rank_one_lora_of_the_base_is_the_student(student, tiny_folder, loras):
+    result = student("lora", "base-lora")
     assert "relative error 0.000" in result.description
     assert "relative error 0.000" in (result.student_folder / "README.md").read_text()
     (error,) = logged(result.student_folder.parent, "lora_relative_error")
@@ -145,12 +153,12 @@ def test_at_full_rank_one_lora_of_the_base_is_the_student(students, tiny_folder,
     assert all(torch.allclose(tensor, trained[name], atol=1e-4) for name, tensor in adapted.state_dict().items())
 
 
-def test_the_few_steps_of_a_full_student_become_a_lora_of_the_teacher(students, loras):
-    style = (loras[0] / "diffusers", WEIGHT)
-    for form, files in {"folder": [], "base-lora": [], "steps-lora": [style]}.items():
-        folder = students["full", form].student_folder
-        torch.testing.assert_close(plain_images(folder, files), images(folder), atol=1e-5, rtol=0)
-    (error,) = logged(students["full", "steps-lora"].student_folder.parent, "lora_relative_error")
+@pytest.mark.parametrize("form", ["steps-lora", pytest.param("base-lora", marks=pytest.mark.slow)])
+def test_a_student_with_all_weights_becomes_a_lora(student, loras, form):
+    folder = student("full", form).student_folder
+    files = [(loras[0] / "diffusers", WEIGHT)] if form == "steps-lora" else []
+    torch.testing.assert_close(plain_images(folder, files), images(folder), atol=1e-5, rtol=0)
+    (error,) = logged(folder.parent, "lora_relative_error")
     assert 0 < error < 0.9  # biases and normalisations are not in a LoRA
 
 
@@ -161,15 +169,118 @@ def test_a_factorisation_is_the_best_of_its_rank():
     assert torch.allclose(error.norm(), torch.linalg.svdvals(change.flatten(1))[4:].norm(), rtol=1e-4)
 
 
-def test_evaluation_opens_the_teacher_with_its_loras(students, tmp_path, loras):
-    spec = StudentSpec.load(students["lora", "as-trained"].student_folder)
+def test_a_student_names_the_loras_of_its_teacher_and_is_evaluated_with_them(student, tmp_path, loras):
+    result = student("full", "steps-lora")
+    spec = StudentSpec.load(result.student_folder)
     opened = open_pipeline(spec.teacher, **spec.teacher_opening)
-    networks = students["lora", "as-trained"].networks
-    assert weights_fingerprint(opened.unet) == weights_fingerprint(networks.teacher.network.base)
-    moved = StudentSpec.load(students["lora", "as-trained"].student_folder).teacher_loras[0]
-    gone = WeightedLora(str(tmp_path / "gone.safetensors"), moved.weight, moved.sha256)
-    with pytest.raises(ValueError, match="which is merged into the teacher, does not exist; expects the file there"):
-        open_pipeline(spec.teacher, loras=[gone])
-    changed = WeightedLora(str(loras[0] / "kohya.safetensors"), moved.weight, moved.sha256)
-    with pytest.raises(ValueError, match="has changed since the student was trained; expects the file with sha256"):
-        open_pipeline(spec.teacher, loras=[changed])
+    assert weights_fingerprint(opened.unet) == weights_fingerprint(result.networks.teacher.network)
+    card = (result.student_folder / "README.md").read_text()
+    (lora,) = spec.teacher_loras
+    assert f"pytorch_lora_weights.safetensors, weight 0.5, sha256 {lora.sha256[:16]}" in card
+    assert 'set_adapters(["teacher-1", "steps"], [0.5, 1])' in card
+    for path, words in {
+        tmp_path / "gone.safetensors": "does not exist; expects the file there",
+        loras[0] / "kohya.safetensors": "has changed since the student was trained; expects the file with sha256",
+    }.items():
+        with pytest.raises(ValueError, match=f"which is merged into the teacher, {words}"):
+            open_pipeline(spec.teacher, loras=[replace(lora, path=str(path))])
+
+
+@pytest.fixture
+def command(place):
+    """The beginning of a command for a run of a step."""
+    fast = "trainer.max_steps=1 trainer.batch_size=2 trainer.num_validation=2 data.num_synthetic=4 data.synthetic_steps=2"
+    settings = [word for setting in [*fast.split(), "trainer.trackers=[]", "data.cache=cache"] for word in ("--set", setting)]
+    return ["distill", "teacher", "--prompts", "prompts.txt", "--out", "run", "--steps", "2", "--device", "cpu", *settings]
+
+
+@pytest.mark.parametrize("mode", ["--lora", pytest.param("--no-lora", marks=pytest.mark.slow)])
+def test_a_student_trained_with_added_loras_is_free_of_them(command, place, loras, mode):
+    (place / "others").symlink_to(loras[0])
+    words = [*command, *([mode] if mode == "--lora" else []), "--compatible-with", "others"]
+    shown = run(*words, "--set", "compatible.probability=1", "--set", "trainer.gradient_checkpointing=true")
+    assert shown.exit_code == 0, shown.output
+    state = load_file(next((place / "run" / "student").rglob("*_lora_*" if mode == "--lora" else "diffusion*.safetensors")))
+    assert not [name for name in state if "time_embedding.linear_1.lora" in name or "style" in name or "merged" in name]
+    assert torch.isfinite(images(place / "run" / "student")).all()
+
+
+def test_an_added_lora_changes_a_network_as_a_loaded_one_does_and_only_for_its_micro_batch(tiny_folder, loras):
+    pipeline = open_pipeline(tiny_folder)
+    settings = CompatibleSettings(loras=str(loras[0] / "peft"), weight=(WEIGHT, WEIGHT), probability=1.0)
+    added = AddedLoras.from_folder(pipeline, settings)
+    inputs = torch.randn(2, 4, 8, 8), 7, torch.randn(2, 3, 32)
+    plain = pipeline.unet(*inputs).sample
+    loaded = copy.deepcopy(pipeline.unet)
+    loaded.load_state_dict(loras[1])
+    student = lora_networks(load_teacher(tiny_folder).denoiser, lora_config(["to_q", "conv1"], 2)).student.network
+    with added.added([pipeline.unet, student], PerSampleRandom(0, 3, 0, 2)):
+        changed, of_student = pipeline.unet(*inputs).sample, student(*inputs).sample
+    torch.testing.assert_close(changed, loaded(*inputs).sample, atol=1e-5, rtol=0)
+    torch.testing.assert_close(of_student, changed, atol=1e-5, rtol=0)  # an adapter begins as no change
+    assert torch.equal(pipeline.unet(*inputs).sample, plain)
+
+
+def other_lora(place, kind, tiny_folder):
+    """A file that is no LoRA for the tiny pipeline."""
+    file = place / f"{kind}.safetensors"
+    name, wide = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 640
+    weights = {
+        "wide": {f"{name}.lora_A.weight": torch.ones(2, wide), f"{name}.lora_B.weight": torch.ones(wide, 2)},
+        "flux": {
+            f"transformer.transformer_blocks.0.attn.to_q.{matrix}.weight": torch.ones(4, 4) for matrix in ("lora_A", "lora_B")
+        },
+        "unknown": {
+            "unet.no_block.to_q.lora_A.weight": torch.ones(2, 32),
+            "unet.no_block.to_q.lora_B.weight": torch.ones(32, 2),
+        },
+        "dora": {"lora_unet_mid_block.dora_scale": torch.ones(1)},
+        "loha": {"lora_unet_mid_block.hada_w1_a": torch.ones(1)},
+        "lokr": {"lora_unet_mid_block.lokr_w1": torch.ones(1)},
+        "network": {"conv_in.weight": torch.ones(1)},
+        "half": {f"{name}.lora_A.weight": torch.ones(2, 32)},
+        "peft": {"base_model.model.mid_block.to_q.lora_A.weight": torch.ones(2, 32)},
+    }
+    save_file(weights[kind], file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    {
+        "wide": "is one of another model: 1 of its 1 layers do not fit, such as mid_block",
+        "flux": "is not one of a StableDiffusionPipeline",
+        "unknown": "is one of another model: the unet of this StableDiffusionPipeline lacks 1 of its 1 layers",
+        "dora": "is a DoRA (lora_unet_mid_block.dora_scale), which is not read; expects a plain LoRA",
+        "loha": "is a LoHa",
+        "lokr": "is a LoKr",
+        "network": "has weights that are no low-rank matrices (conv_in.weight); expects a plain LoRA",
+        "half": "lacks 1 of its matrices",
+        "peft": "expects PEFT's adapter_config.json next to it",
+    }.items(),
+)
+def test_a_lora_that_cannot_be_merged_is_reported_in_one_sentence(tiny_folder, tmp_path, kind, words):
+    file = other_lora(tmp_path, kind, tiny_folder)
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        load_teacher(tiny_folder, loras=[WeightedLora.parse(str(file))])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--teacher-lora", "none.safetensors:0.5"], "lora none.safetensors: expects an existing .safetensors file"),
+        (["--save-as", "base-lora"], "lora.rank 64: is greater than the smallest dimension of every layer, at most"),
+        (["--save-as", "zip"], "setting output is 'zip'; expects as-trained, folder, base-lora or steps-lora"),
+        (["--save-as", "steps-lora", "--compress", "2"], "output steps-lora: a pruned network is no change"),
+        (["--compatible-with", "nowhere"], "compatible.loras nowhere: expects a folder with LoRAs"),
+        (["--compatible-with", ".", "--method", "latent_alignment"], "does not call the teacher in its steps"),
+        (["--compatible-with", ".", "--set", "compatible.weight=[1, 0]"], "expects the lower weight first"),
+        (["--teacher-lora", "a", "--method", "decoder"], "teacher_loras: expects a method that trains a denoiser"),
+    ],
+)
+def test_settings_of_loras_that_do_not_fit_are_one_sentence_before_any_work(command, place, words, sentence):
+    shown = run(*command, *words)
+    assert shown.exit_code != 0
+    assert sentence in str(shown.exception)
+    assert not (place / "cache").exists()
