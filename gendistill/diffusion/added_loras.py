@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.loras import lora_matrices
+from gendistill.samplers.weighted_lora import LORA_FILES
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
@@ -66,7 +67,8 @@ class AddedLoras:
         if settings.loras is None:
             return None
         folder = Path(settings.loras).expanduser()
-        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+        inner = [path / name for path in folder.glob("*/") for name in LORA_FILES if (path / name).is_file()]
+        files = sorted([*folder.glob("*.safetensors"), *inner])
         if not files:
             raise ValueError(f"compatible.loras {settings.loras}: expects a folder with LoRAs (.safetensors)")
         try:
