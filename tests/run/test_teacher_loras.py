@@ -12,8 +12,10 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from plain_calls import plain_pipeline
 from safetensors.torch import load_file, save_file
+from tiny_families import TRANSFORMER_FAMILIES
 from tiny_runs import logged, settings_of
 from typer.testing import CliRunner
 
@@ -21,11 +23,15 @@ from gendistill.cli import app
 from gendistill.diffusion.added_loras import AddedLoras, CompatibleSettings
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import lora_config, lora_networks
+from gendistill.evaluation.evaluate import evaluate
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.low_rank import factors, merged_weights
+from gendistill.export.student_folder import save_lora
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.layouts.unet_layout import StableDiffusionLayout
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.provenance import weights_fingerprint
@@ -34,6 +40,7 @@ from gendistill.samplers.weighted_lora import WeightedLora
 TARGETS = ["to_q", "to_v", "conv1", "time_embedding.linear_1"]  # the last one is not of those that the family trains
 PROMPTS, SEEDS = ["food", "animals"], [3, 1]
 WEIGHT = 0.5
+WITHOUT = ("dit", "pixart")  # families into which diffusers loads no LoRA
 
 
 def run(*words):
@@ -83,6 +90,43 @@ def test_a_lora_of_every_format_is_merged_into_the_teacher_with_its_alpha_and_we
     assert merged.keys() == expected.keys()
     assert all(torch.allclose(tensor, expected[name], atol=1e-6) for name, tensor in merged.items())
     assert teacher.fingerprint() != load_teacher(tiny_folder).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "sd3" else pytest.mark.slow)
+        for name in ("sdxl", *TRANSFORMER_FAMILIES)
+        if not name.startswith(WITHOUT)
+    ],
+)
+def test_loras_of_every_family_are_merged(family_folder, tmp_path, name):
+    folder = family_folder(name)
+    pipeline = open_pipeline(folder)
+    family, network = family_of(pipeline), network_of(pipeline)
+    network.add_adapter(lora_config(family.lora_targets, 2, 4), "style")
+    torch.manual_seed(0)
+    for parameter in (each for path, each in network.named_parameters() if "lora_B" in path):
+        parameter.data.normal_(0, 0.1)
+    save_lora(pipeline, "style", tmp_path, torch.float32)
+    files = [tmp_path]
+    weights = {
+        f"base_model.model.{path}": each for path, each in get_peft_model_state_dict(network, adapter_name="style").items()
+    }
+    (tmp_path / "peft").mkdir()
+    save_file(
+        {f"base_model.model.{path}": each for path, each in state.items()}, tmp_path / "peft" / "adapter_model.safetensors"
+    )
+    network.peft_config["style"].save_pretrained(tmp_path / "peft")
+    files.append(tmp_path / "peft")
+    if family.original_layout is not None:
+        files.append(tmp_path / "kohya.safetensors")
+        save_file(kohya_weights(pipeline, family.original_layout, "style", torch.float32), files[-1])
+    expected = {path: each + WEIGHT * layer_change(network, path) for path, each in merged_weights(network).items()}
+    for file in files:
+        merged = network_of(open_pipeline(folder, loras=[WeightedLora.parse(f"{file}:{WEIGHT}")])).state_dict()
+        assert merged.keys() == expected.keys()
+        assert all(torch.allclose(each, expected[path], atol=1e-5) for path, each in merged.items()), file
 
 
 def run_of(place, tiny_folder, name, lora, **changes):
@@ -184,6 +228,18 @@ def test_a_student_names_the_loras_of_its_teacher_and_is_evaluated_with_them(stu
     }.items():
         with pytest.raises(ValueError, match=f"which is merged into the teacher, {words}"):
             open_pipeline(spec.teacher, loras=[replace(lora, path=str(path))])
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_student_are_compared_with_those_of_its_merged_teacher(student, tmp_path, tiny_folder):
+    for number in range(8):
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("food")
+    config = EvaluationConfig(str(tmp_path), num=4, extractor="emoji", out=tmp_path / "out", device="cpu")
+    merged = evaluate(str(student("full", "steps-lora").student_folder), config).teacher
+    plain = evaluate(str(tiny_folder), replace(config, out=tmp_path / "plain")).teacher
+    assert {row.model for row in merged} == {"pipeline + pytorch_lora_weights"}
+    assert merged[0].scores != plain[0].scores
 
 
 @pytest.fixture
