@@ -110,7 +110,7 @@ def test_loras_of_every_family_are_merged(family_folder, tmp_path, name):
         parameter.data.normal_(0, 0.1)
     save_lora(pipeline, "style", tmp_path, torch.float32)
     files = [tmp_path]
-    weights = {
+    state = {
         f"base_model.model.{path}": each for path, each in get_peft_model_state_dict(network, adapter_name="style").items()
     }
     (tmp_path / "peft").mkdir()
