@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.utils import convert_unet_state_dict_to_peft
 from diffusers.utils import logging as diffusers_logging
 from peft.tuners.lora import LoraLayer
@@ -23,6 +24,8 @@ from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
 from gendistill.samplers.missing_weights import OPENING_ERRORS, first_sentence, listed, require_finite, require_pairs
 from gendistill.samplers.weighted_lora import WeightedLora
+
+Matrices = dict[str, tuple[Tensor, Tensor]]  # A and B by layer
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def merge_loras(pipeline: Any, loras: Sequence[WeightedLora]) -> None:
             pipeline.unload_lora_weights()
 
 
-def lora_matrices(pipeline: Any, file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def lora_matrices(pipeline: Any, file: Path) -> Matrices:
     """The matrices A and B of a LoRA by the layers of a pipeline's network, with its scale in B; the pipeline does not change.
 
     For a linear layer A is (r, in) and B (out, r); for a convolution A is (r, in, k, k) and B (out, r, 1, 1). Weights of text
@@ -63,14 +66,42 @@ def lora_matrices(pipeline: Any, file: Path) -> dict[str, tuple[Tensor, Tensor]]
     with_encoders = load_checked(pipeline, file, ADAPTER)
     if with_encoders:
         logger.warning("lora %s: its weights of text encoders are not used", file)
-    layers: dict[str, tuple[Tensor, Tensor]] = {}
-    for path, layer in network_of(pipeline).named_modules():
-        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
-            down, up = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
-            layers[path] = down.clone(), up * layer.scaling[ADAPTER]
+    layers = _matrices_in(network_of(pipeline))
     with quiet_diffusers():
         pipeline.unload_lora_weights()
     return layers
+
+
+def encoder_matrices(pipeline: Any, loras: Sequence[WeightedLora]) -> dict[str, Matrices]:
+    """The matrices of the sum of LoRAs by text encoder, with their scales and weights in B; the pipeline does not change.
+
+    Raises:
+        ValueError: as `merge_loras`.
+    """
+    encoders: dict[str, Matrices] = {}
+    for lora in loras:
+        load_checked(pipeline, Path(lora.path), ADAPTER)
+        for name, encoder in family_of(pipeline).encoders(pipeline).items():
+            for path, (down, up) in _matrices_in(encoder).items():
+                layers, up = encoders.setdefault(name, {}), up * lora.weight
+                if path in layers:
+                    down, up = torch.cat([layers[path][0], down]), torch.cat([layers[path][1], up], 1)
+                layers[path] = down, up
+        with quiet_diffusers():
+            pipeline.unload_lora_weights()
+    return encoders
+
+
+def _matrices_in(network: nn.Module) -> Matrices:
+    """The matrices A and B of the loaded LoRA by layer, with its scale in B."""
+    return {
+        path: (
+            layer.lora_A[ADAPTER].weight.detach().clone(),
+            layer.lora_B[ADAPTER].weight.detach() * layer.scaling[ADAPTER],
+        )
+        for path, layer in network.named_modules()
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A
+    }
 
 
 def load_checked(pipeline: Any, file: Path, adapter: str) -> bool:
@@ -113,12 +144,6 @@ def load_checked(pipeline: Any, file: Path, adapter: str) -> bool:
     except OPENING_ERRORS as error:
         raise ValueError(f"lora {file} does not load into this {kind}: {first_sentence(error)}") from error
     return any(name.startswith(encoders) for name in state) if encoders else False
-
-
-def adapts_text_encoders(file: str) -> bool:
-    """Whether a LoRA has weights of text encoders, in diffusers' or in kohya's names."""
-    with safe_open(file, "pt") as opened:
-        return any(name.startswith(("text_encoder", "lora_te")) for name in list(opened.keys()))
 
 
 def _require_low_rank(file: Path) -> None:

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.samplers.loras import lora_matrices
+from gendistill.samplers.loras import Matrices, lora_matrices
 from gendistill.samplers.weighted_lora import LORA_FILES
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
-
-Matrices = dict[str, tuple[Tensor, Tensor]]  # A and B, with the LoRA's scale in B, by layer
 
 
 class CompatibleSettings(Section):

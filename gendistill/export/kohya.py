@@ -11,17 +11,29 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gendistill.export.low_rank import equal_ranks
 from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.layouts.layout import OriginalLayout, lora_to_kohya
+from gendistill.samplers.loras import Matrices
 
 KOHYA_FILE = "kohya/lora.safetensors"  # in a subfolder, as diffusers expects one LoRA in a folder
 
 
-def write_kohya_file(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write a pipeline's adapter to `KOHYA_FILE` in a folder, for a family whose LoRAs have a format of kohya's."""
+def write_kohya_file(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, encoders: Mapping[str, Matrices]) -> None:
+    """Write a pipeline's adapter to `KOHYA_FILE` in a folder, for a family whose LoRAs have a format of kohya's.
+
+    Args:
+        encoders: matrices A and B of the layers of text encoders.
+    """
     if (layout := family_of(pipeline).original_layout) is None:
         return
     weights = kohya_weights(pipeline, layout, adapter, dtype)
+    for name, layers in equal_ranks(pipeline, encoders).items():
+        number = name.removeprefix("text_encoder").removeprefix("_") or ("1" if hasattr(pipeline, "text_encoder_2") else "")
+        for path, (down, up) in layers.items():
+            key = f"lora_te{number}_{path.replace('.', '_')}"
+            weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"] = down.to(dtype), up.to(dtype).contiguous()
+            weights[f"{key}.alpha"] = torch.tensor(float(len(down)))
     (folder / KOHYA_FILE).parent.mkdir()
     save_file(weights, folder / KOHYA_FILE, metadata={"format": "pt", **kohya_metadata(weights)})
 

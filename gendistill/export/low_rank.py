@@ -6,8 +6,8 @@ A truncated decomposition has the smallest error of all matrices of its rank (Ec
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import AdapterView
 from gendistill.samplers.families import network_of
+from gendistill.samplers.loras import Matrices
 
 FACTORISED = "factorised"  # name of the adapter
 MORE_COLUMNS, ITERATIONS = 16, 4  # of the randomised decomposition of large matrices (Halko et al. 2011, algorithm 4.4)
@@ -33,11 +34,13 @@ class LoraStudent:
         adapter: the name of the adapter in its network.
         relative_error: Frobenius norm of the error of all weights, relative to that of their change; None for an adapter that
             was trained as it is.
+        encoders: matrices of the text encoders' changes by encoder, for a LoRA that carries those of its teacher's LoRAs.
     """
 
     pipeline: Any
     adapter: str
     relative_error: float | None = None
+    encoders: Mapping[str, Matrices] = field(default_factory=dict)
 
 
 def factorised_student(teacher: Teacher, network: nn.Module, rank: int, original: Any | None = None) -> LoraStudent:
@@ -93,6 +96,25 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     up[:, :count], down[:count] = u[:, :count] * root, root[:, None] * vh[:count]
     trailing = (1,) * (change.dim() - 2)
     return down.view(rank, *change.shape[1:]), up.view(len(matrix), rank, *trailing)
+
+
+def equal_ranks(pipeline: Any, encoders: Mapping[str, Matrices]) -> dict[str, Matrices]:
+    """Matrices of text encoders with zeros up to the highest rank of each, as readers infer one scale from the ranks.
+
+    The layers of CLIP's encoders have the names of published checkpoints, which have `text_model.` in front.
+    """
+    padded: dict[str, Matrices] = {}
+    for name, layers in encoders.items():
+        prefix = "text_model." if type(getattr(pipeline, name)).__name__.startswith("CLIPTextModel") else ""
+        rank = max(len(down) for down, _ in layers.values())
+        padded[name] = {
+            f"{prefix}{path.removeprefix(prefix)}": (
+                torch.cat([down, down.new_zeros(rank - len(down), down.shape[1])]),
+                torch.cat([up, up.new_zeros(len(up), rank - len(down))], 1),
+            )
+            for path, (down, up) in layers.items()
+        }
+    return padded
 
 
 def low_rank_layers(network: nn.Module, targets: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:

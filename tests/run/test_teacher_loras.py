@@ -25,10 +25,11 @@ from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import lora_config, lora_networks
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluation_config import EvaluationConfig
-from gendistill.export.kohya import kohya_weights
+from gendistill.export.kohya import kohya_weights, write_kohya_file
 from gendistill.export.low_rank import factors, merged_weights
 from gendistill.export.student_folder import save_lora
 from gendistill.run.distill import distill
+from gendistill.run.student_outputs import lora_student
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.families import family_of, network_of
@@ -204,6 +205,41 @@ def test_a_student_with_all_weights_becomes_a_lora(student, loras, form):
     torch.testing.assert_close(plain_images(folder, files), images(folder), atol=1e-5, rtol=0)
     (error,) = logged(folder.parent, "lora_relative_error")
     assert 0 < error < 0.9  # biases and normalisations are not in a LoRA
+
+
+def test_one_lora_of_the_base_carries_the_text_encoders_of_the_teachers_loras(tiny_folder, loras, tmp_path):
+    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+    path, generator = "text_model.encoder.layers.0", torch.Generator().manual_seed(0)
+    layers = {f"{path}.self_attn.q_proj": (2, 32, 32), f"{path}.mlp.fc1": (2, 32, 64)}
+    state = load_file(loras[0] / "kohya.safetensors")
+    for name, (rank, inputs, outputs) in layers.items():
+        key = f"lora_te_{name.replace('.', '_')}"
+        state[f"{key}.lora_down.weight"] = torch.randn(rank, inputs, generator=generator)
+        state[f"{key}.lora_up.weight"] = 0.1 * torch.randn(outputs, rank, generator=generator)
+        state[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(state, tmp_path / "style.safetensors")
+    files = [f"{tmp_path / 'style.safetensors'}:{WEIGHT}"] * 2
+    config = settings_of(
+        tmp_path, tiny_folder, "run", teacher_loras=files, output="base-lora", lora__enabled=True, lora__rank=32
+    )
+    teacher = load_teacher(tiny_folder, loras=[WeightedLora.parse(file) for file in files])
+    plain = load_teacher(tiny_folder)
+    assert teacher.prompt_encoder.fingerprint() != plain.prompt_encoder.fingerprint()
+    networks = lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 2))
+    lora = lora_student(config, teacher, networks)
+    save_lora(lora.pipeline, lora.adapter, tmp_path, torch.float32, encoders=lora.encoders)
+    write_kohya_file(lora.pipeline, lora.adapter, tmp_path, torch.float32, lora.encoders)
+    for file in ("pytorch_lora_weights.safetensors", "kohya/lora.safetensors"):
+        pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+        pipeline.load_lora_weights(tmp_path, weight_name=file)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        for part in ("unet", "text_encoder"):
+            expected = getattr(teacher.pipeline, part)
+            weights = merged_weights(expected)
+            found = getattr(pipeline, part).state_dict()
+            assert found.keys() == weights.keys()
+            assert all(torch.allclose(each, weights[name], atol=1e-4) for name, each in found.items()), (file, part)
 
 
 def test_a_factorisation_is_the_best_of_its_rank():
