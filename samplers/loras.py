@@ -94,14 +94,13 @@ def encoder_matrices(pipeline: Any, loras: Sequence[WeightedLora]) -> dict[str, 
 
 def _matrices_in(network: nn.Module) -> Matrices:
     """The matrices A and B of the loaded LoRA by layer, with its scale in B."""
-    return {
-        path: (
-            layer.lora_A[ADAPTER].weight.detach().clone(),
-            layer.lora_B[ADAPTER].weight.detach() * layer.scaling[ADAPTER],
-        )
-        for path, layer in network.named_modules()
-        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A
-    }
+    layers: Matrices = {}
+    for path, module in network.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+            layer: Any = module
+            down, up = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+            layers[path] = down.clone(), up * layer.scaling[ADAPTER]
+    return layers
 
 
 def load_checked(pipeline: Any, file: Path, adapter: str) -> bool:

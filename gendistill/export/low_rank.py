@@ -57,7 +57,7 @@ def factorised_student(teacher: Teacher, network: nn.Module, rank: int, original
     if original is None:
         base = copy.deepcopy(teacher.network)
         original = teacher.family.student_pipeline(teacher.pipeline, {teacher.family.network_part: base})
-    base = network_of(original).float()
+    base = network_of(original)
     before, after = base.state_dict(), merged_weights(network)
     merged, layers = merged_weights(teacher.network), dict(low_rank_layers(base, teacher.family.lora_targets))
     for path, layer in low_rank_layers(base):
@@ -142,8 +142,9 @@ def merged_weights(network: nn.Module) -> dict[str, Tensor]:
     weights = {
         name.replace(".base_layer.", "."): tensor.detach() for name, tensor in base.state_dict().items() if ".lora_" not in name
     }
-    for path, layer in base.named_modules():
-        if adapter is not None and isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+    for path, module in base.named_modules():
+        if adapter is not None and isinstance(module, LoraLayer) and adapter in module.lora_A:
+            layer: Any = module
             weight = weights[f"{path}.weight"].float()
             weights[f"{path}.weight"] = weight + layer.get_delta_weight(adapter).detach().to(weight)
     return weights

@@ -10,6 +10,7 @@ from gendistill.diffusion.trained_networks import AVERAGE, Networks
 from gendistill.export.low_rank import LoraStudent, factorised_student, require_rank
 from gendistill.methods import RunConfig
 from gendistill.methods.lora_checks import LORA_OUTPUTS
+from gendistill.samplers.families import network_of
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.loras import encoder_matrices
 from gendistill.samplers.weighted_lora import WeightedLora
@@ -32,7 +33,8 @@ def lora_student(config: RunConfig, teacher: Teacher, networks: Networks) -> Lor
         return LoraStudent(teacher.pipeline, AVERAGE)
     if not on_original:
         return factorised_student(teacher, networks.average.network, config.lora.rank)
-    original = open_pipeline(config.teacher, config=config.teacher_config, revision=config.teacher_revision)
+    dtype = next(teacher.network.parameters()).dtype
+    original = open_pipeline(config.teacher, config=config.teacher_config, revision=config.teacher_revision, dtype=dtype)
     encoders = encoder_matrices(original, [WeightedLora.parse(text) for text in config.teacher_loras])
-    original.to(teacher.pipeline.device)
+    network_of(original).to(teacher.pipeline.device)
     return replace(factorised_student(teacher, networks.average.network, config.lora.rank, original), encoders=encoders)

@@ -111,13 +111,10 @@ def test_loras_of_every_family_are_merged(family_folder, tmp_path, name):
         parameter.data.normal_(0, 0.1)
     save_lora(pipeline, "style", tmp_path, torch.float32)
     files = [tmp_path]
-    state = {
-        f"base_model.model.{path}": each for path, each in get_peft_model_state_dict(network, adapter_name="style").items()
-    }
+    state = get_peft_model_state_dict(network, adapter_name="style")
     (tmp_path / "peft").mkdir()
-    save_file(
-        {f"base_model.model.{path}": each for path, each in state.items()}, tmp_path / "peft" / "adapter_model.safetensors"
-    )
+    prefixed = {f"base_model.model.{path}": each for path, each in state.items()}
+    save_file(prefixed, tmp_path / "peft" / "adapter_model.safetensors")
     network.peft_config["style"].save_pretrained(tmp_path / "peft")
     files.append(tmp_path / "peft")
     if family.original_layout is not None:
