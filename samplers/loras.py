@@ -66,7 +66,7 @@ def lora_matrices(pipeline: Any, file: Path) -> Matrices:
     with_encoders = load_checked(pipeline, file, ADAPTER)
     if with_encoders:
         logger.warning("lora %s: its weights of text encoders are not used", file)
-    layers = _matrices_in(network_of(pipeline))
+    layers = adapter_matrices(network_of(pipeline), ADAPTER)
     with quiet_diffusers():
         pipeline.unload_lora_weights()
     return layers
@@ -82,7 +82,7 @@ def encoder_matrices(pipeline: Any, loras: Sequence[WeightedLora]) -> dict[str, 
     for lora in loras:
         load_checked(pipeline, Path(lora.path), ADAPTER)
         for name, encoder in family_of(pipeline).encoders(pipeline).items():
-            for path, (down, up) in _matrices_in(encoder).items():
+            for path, (down, up) in adapter_matrices(encoder, ADAPTER).items():
                 layers, up = encoders.setdefault(name, {}), up * lora.weight
                 if path in layers:
                     down, up = torch.cat([layers[path][0], down]), torch.cat([layers[path][1], up], 1)
@@ -92,14 +92,14 @@ def encoder_matrices(pipeline: Any, loras: Sequence[WeightedLora]) -> dict[str, 
     return encoders
 
 
-def _matrices_in(network: nn.Module) -> Matrices:
-    """The matrices A and B of the loaded LoRA by layer, with its scale in B."""
+def adapter_matrices(network: nn.Module, adapter: str) -> Matrices:
+    """The matrices A and B of an adapter by layer, with its scale in B; none for a network without it."""
     layers: Matrices = {}
     for path, module in network.named_modules():
-        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
+        if isinstance(module, LoraLayer) and adapter in module.lora_A:
             layer: Any = module
-            down, up = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
-            layers[path] = down.clone(), up * layer.scaling[ADAPTER]
+            down, up = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+            layers[path] = down.clone(), up * layer.scaling[adapter]
     return layers
 
 

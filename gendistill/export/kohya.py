@@ -27,15 +27,22 @@ def write_kohya_file(pipeline: Any, adapter: str, folder: Path, dtype: torch.dty
     """
     if (layout := family_of(pipeline).original_layout) is None:
         return
-    weights = kohya_weights(pipeline, layout, adapter, dtype)
+    weights = kohya_weights(pipeline, layout, adapter, dtype) | kohya_encoder_weights(pipeline, encoders, dtype)
+    (folder / KOHYA_FILE).parent.mkdir()
+    save_file(weights, folder / KOHYA_FILE, metadata={"format": "pt", **kohya_metadata(weights)})
+
+
+def kohya_encoder_weights(pipeline: Any, encoders: Mapping[str, Matrices], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of text encoders in kohya's format, from their matrices A and B by layer."""
+    weights: dict[str, Tensor] = {}
     for name, layers in equal_ranks(pipeline, encoders).items():
         number = name.removeprefix("text_encoder").removeprefix("_") or ("1" if hasattr(pipeline, "text_encoder_2") else "")
         for path, (down, up) in layers.items():
             key = f"lora_te{number}_{path.replace('.', '_')}"
-            weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"] = down.to(dtype), up.to(dtype).contiguous()
+            weights[f"{key}.lora_down.weight"] = down.to("cpu", dtype).contiguous()
+            weights[f"{key}.lora_up.weight"] = up.to("cpu", dtype).contiguous()
             weights[f"{key}.alpha"] = torch.tensor(float(len(down)))
-    (folder / KOHYA_FILE).parent.mkdir()
-    save_file(weights, folder / KOHYA_FILE, metadata={"format": "pt", **kohya_metadata(weights)})
+    return weights
 
 
 def kohya_metadata(weights: Mapping[str, Tensor]) -> dict[str, str]:

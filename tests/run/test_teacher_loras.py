@@ -25,6 +25,7 @@ from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import lora_config, lora_networks
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluation_config import EvaluationConfig
+from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights, write_kohya_file
 from gendistill.export.low_rank import factors, merged_weights
 from gendistill.export.student_folder import save_lora
@@ -204,8 +205,9 @@ def test_a_student_with_all_weights_becomes_a_lora(student, loras, form):
     assert 0 < error < 0.9  # biases and normalisations are not in a LoRA
 
 
-def test_one_lora_of_the_base_carries_the_text_encoders_of_the_teachers_loras(tiny_folder, loras, tmp_path):
-    pipeline = DiffusionPipeline.from_pretrained(tiny_folder)
+@pytest.fixture(scope="module")
+def with_text_encoder(loras, tmp_path_factory):
+    """The LoRA in kohya's format, which adapts the text encoder, too."""
     path, generator = "text_model.encoder.layers.0", torch.Generator().manual_seed(0)
     layers = {f"{path}.self_attn.q_proj": (2, 32, 32), f"{path}.mlp.fc1": (2, 32, 64)}
     state = load_file(loras[0] / "kohya.safetensors")
@@ -214,8 +216,22 @@ def test_one_lora_of_the_base_carries_the_text_encoders_of_the_teachers_loras(ti
         state[f"{key}.lora_down.weight"] = torch.randn(rank, inputs, generator=generator)
         state[f"{key}.lora_up.weight"] = 0.1 * torch.randn(outputs, rank, generator=generator)
         state[f"{key}.alpha"] = torch.tensor(1.0)
-    save_file(state, tmp_path / "style.safetensors")
-    files = [f"{tmp_path / 'style.safetensors'}:{WEIGHT}"] * 2
+    file = tmp_path_factory.mktemp("with-text-encoder") / "style.safetensors"
+    save_file(state, file)
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "kohya", "diffusers"])
+def test_a_lora_of_the_base_with_a_text_encoder_is_exported(with_text_encoder, tiny_folder, tmp_path, kind):
+    fast = {"trainer__max_steps": 1, "trainer__num_validation": 2, "lora__enabled": True, "lora__rank": 32}
+    student = run_of(tmp_path, tiny_folder, "run", with_text_encoder, output="base-lora", **fast).student_folder
+    exported = export(str(student), kind, tmp_path / ("out" if kind == "diffusers" else "out.safetensors"), dtype="float32")
+    assert exported.max_error < 1e-3
+
+
+def test_one_lora_of_the_base_carries_the_text_encoders_of_the_teachers_loras(with_text_encoder, tiny_folder, tmp_path):
+    files = [f"{with_text_encoder}:{WEIGHT}"] * 2
     config = settings_of(
         tmp_path, tiny_folder, "run", teacher_loras=files, output="base-lora", lora__enabled=True, lora__rank=32
     )
@@ -283,15 +299,26 @@ def command(place):
     return ["distill", "teacher", "--prompts", "prompts.txt", "--out", "run", "--steps", "2", "--device", "cpu", *settings]
 
 
-@pytest.mark.parametrize("mode", ["--lora", pytest.param("--no-lora", marks=pytest.mark.slow)])
-def test_a_student_trained_with_added_loras_is_free_of_them(command, place, loras, mode):
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [("consistency", "--lora")]
+    + [
+        pytest.param(method, mode, marks=pytest.mark.slow)
+        for method in ("consistency", "progressive", "distribution_matching")
+        for mode in ("--lora", "")
+        if (method, mode) != ("consistency", "--lora")
+    ],
+)
+def test_a_student_trained_with_added_loras_is_free_of_them(command, place, loras, method, mode):
     (place / "others").symlink_to(loras[0])
-    words = [*command, *([mode] if mode == "--lora" else []), "--compatible-with", "others"]
+    words = [*command, *([mode] if mode else []), "--compatible-with", "others", "--method", method]
+    words += ["--set", "progressive.start_steps=4", "--set", "distribution_matching.fake_score.steps=1"]
     shown = run(*words, "--set", "compatible.probability=1", "--set", "trainer.gradient_checkpointing=true")
     assert shown.exit_code == 0, shown.output
-    state = load_file(next((place / "run" / "student").rglob("*_lora_*" if mode == "--lora" else "diffusion*.safetensors")))
+    student = next((place / "run").glob("student*"))
+    state = load_file(next(student.rglob("*_lora_*" if mode == "--lora" else "diffusion*.safetensors")))
     assert not [name for name in state if "time_embedding.linear_1.lora" in name or "style" in name or "merged" in name]
-    assert torch.isfinite(images(place / "run" / "student")).all()
+    assert torch.isfinite(images(student)).all()
 
 
 def test_an_added_lora_changes_a_network_as_a_loaded_one_does_and_only_for_its_micro_batch(tiny_folder, loras):
