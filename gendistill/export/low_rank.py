@@ -84,7 +84,7 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     matrix = change.flatten(1)
     if min(matrix.shape) > 4 * rank:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng():
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(matrix, min(rank + MORE_COLUMNS, *matrix.shape), ITERATIONS)
         vh = v.T
