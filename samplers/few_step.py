@@ -25,6 +25,7 @@ from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task, grid_arguments
+from gendistill.samplers.weighted_lora import WeightedLora
 from gendistill.schedulers import sigma_data_of
 
 TEACHER_STEPS = 50
@@ -71,10 +72,12 @@ class FewStepSampler(Sampler):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         quantization: str | None = None,
+        loras: Sequence[WeightedLora] = (),
     ) -> FewStepSampler:
         """Open a student folder or LoRA, or any model that `open_pipeline` opens.
 
         Args:
+            loras: are merged into the networks of a model other than a LoRA.
             quantization: quantization of the network, see `quantize`; None: `quantization_of` the student.
 
         Raises:
@@ -82,7 +85,7 @@ class FewStepSampler(Sampler):
         """
         if quantization is not None:
             require_quantization(quantization, device)
-        pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
+        pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype, loras=loras)
         kind = quantization_of(spec, device) if quantization is None else quantization
         quantize(pipeline, kind, device, lora=spec is not None and spec.lora)
         return FewStepSampler(pipeline.to(device), spec)

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from peft.utils import get_peft_model_state_dict
 from gendistill.assets import asset_names, asset_path
 from gendistill.samplers.families import family_of, network_of, require_supported
 from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
+from gendistill.samplers.loras import merge_loras
 from gendistill.samplers.missing_weights import (
     OPENING_ERRORS,
     first_sentence,
@@ -31,6 +33,7 @@ from gendistill.samplers.missing_weights import (
 )
 from gendistill.samplers.single_file import SUFFIXES, architecture_of, left_out, open_single_file
 from gendistill.samplers.spec import FILE_NAME, StudentSpec
+from gendistill.samplers.weighted_lora import WeightedLora
 from gendistill.schedulers.noise import require_descending
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -39,7 +42,12 @@ EXPECTED = "expects a diffusers pipeline folder, a .safetensors checkpoint or a 
 
 
 def open_pipeline(
-    source: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[WeightedLora] = (),
 ) -> Any:
     """Open a diffusers pipeline of a supported family, all parts in `dtype`.
 
@@ -49,10 +57,11 @@ def open_pipeline(
         source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in the layout of its release.
         config: for a checkpoint only, see `architecture_of`.
         revision: for a hub id only: a branch, a tag or a commit.
+        loras: are merged into its networks.
 
     Raises:
         ValueError: the model does not exist, a part of it or some of its weights are missing or are not finite, its family is
-            not supported, or its noise does not increase with time.
+            not supported, its noise does not increase with time, or a LoRA does not fit.
     """
     path, folder = Path(asset_path(source)).expanduser(), configs_of(source, config=config, revision=revision)
     if folder is not None and _is_checkpoint(path):
@@ -64,6 +73,7 @@ def open_pipeline(
     if (alphas_cumprod := getattr(pipeline.scheduler, "alphas_cumprod", None)) is not None:
         require_descending(alphas_cumprod, f"model {source}: the scheduler {type(pipeline.scheduler).__name__}")
     pipeline.set_progress_bar_config(disable=True)
+    merge_loras(pipeline, loras)
     return pipeline
 
 
@@ -93,19 +103,29 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
 
 
 def open_student(
-    folder: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[WeightedLora] = (),
 ) -> tuple[Any, StudentSpec | None]:
-    """Open a student's pipeline, or its teacher with its LoRA and scheduler, and its spec; None for other models."""
+    """Open a student's pipeline, or its teacher with its LoRA and scheduler, and its spec; None for other models.
+
+    Args:
+        config, revision, dtype, loras: as for `open_pipeline`; for a LoRA, its folder has those of its teacher.
+    """
     spec = StudentSpec.load(Path(folder))
     if spec is None or not spec.lora:
-        return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
+        return open_pipeline(folder, config=config, revision=revision, dtype=dtype, loras=loras), spec
     scheduler = spec.scheduler()
     if Path(spec.teacher).is_absolute() and not Path(spec.teacher).exists():
         raise ValueError(
             f"model {folder} is a LoRA of {spec.teacher}, which does not exist; expects the teacher there, or its path as "
             f"`teacher` in {Path(folder) / FILE_NAME}"
         )
-    pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
+    opening = spec.teacher_opening | ({"loras": ()} if spec.lora_on_original else {})
+    pipeline = open_pipeline(spec.teacher, **opening, dtype=dtype)
     try:
         _load_lora(pipeline, Path(folder) / LORA_FILE)
     except OPENING_ERRORS as error:

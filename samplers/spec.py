@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 
 from gendistill.samplers.teacher_path import found_path, relative_path
+from gendistill.samplers.weighted_lora import WeightedLora
 from gendistill.schedulers import GridDDIMScheduler, StochasticDDIMScheduler
 
 FILE_NAME = "gendistill.json"
@@ -40,6 +41,8 @@ class StudentSpec:
         validation_network: the feature network of the validations, with the hash of its weights.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
         teacher_relative: the path of a local teacher relative to the folder of the student.
+        teacher_loras: LoRAs that were merged into the teacher.
+        lora_on_original: whether the LoRA of the student is one of the teacher without `teacher_loras`, whose changes it has.
     """
 
     method: str
@@ -63,6 +66,8 @@ class StudentSpec:
     neutral_guidance: float = 1.0
     figures: dict[str, float] = field(default_factory=dict)
     validation_network: str = ""
+    teacher_loras: tuple[WeightedLora, ...] = ()
+    lora_on_original: bool = False
     format_version: int = 1
 
     @property
@@ -74,6 +79,11 @@ class StudentSpec:
     def pipeline_guidance_scale(self) -> float:
         """The `guidance_scale` for a diffusers pipeline; 1 (off) or the default of an input if the scale is baked in."""
         return self.neutral_guidance if self.guidance == "baked" else self.guidance_scale
+
+    @property
+    def teacher_opening(self) -> dict[str, Any]:
+        """Keyword arguments that open the teacher, by its name `teacher`, with its LoRAs merged."""
+        return {"config": self.teacher_config, "revision": self.teacher_revision, "loras": self.teacher_loras}
 
     def scheduler(self) -> Any:
         """The scheduler of this student, from diffusers or from gendistill."""
@@ -94,6 +104,7 @@ class StudentSpec:
     def save(self, folder: Path) -> None:
         """Write it to a folder, or to a temporary folder with the same parent."""
         stored = asdict(self) | {"teacher_relative": relative_path(self.teacher, folder)}
+        stored["teacher_loras"] = [asdict(lora.stored(folder)) for lora in self.teacher_loras]
         (folder / FILE_NAME).write_text(json.dumps(stored, indent=2) + "\n")
 
     @staticmethod
@@ -112,6 +123,7 @@ class StudentSpec:
             if stored.get("timesteps") is not None:
                 stored["timesteps"] = {int(count): list(grid) for count, grid in stored["timesteps"].items()}
             stored["teacher"] = found_path(stored["teacher"], stored.get("teacher_relative"), folder)
+            stored["teacher_loras"] = tuple(WeightedLora.found(lora, folder) for lora in stored.get("teacher_loras", ()))
             return StudentSpec(**stored)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a student description of this version: {error}") from error

@@ -49,6 +49,20 @@ def distill(
     ] = None,
     out: Annotated[str | None, typer.Option(help="Run folder, which receives config, log, checkpoints and students")] = None,
     lora: Annotated[bool | None, typer.Option("--lora", help="Train a LoRA on the frozen teacher")] = None,
+    teacher_lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="LoRA that is merged into the teacher; can be repeated"),
+    ] = None,
+    compatible_with: Annotated[
+        str | None, typer.Option(help="Folder with LoRAs of the teacher, whose effect the student learns to keep")
+    ] = None,
+    save_as: Annotated[
+        str | None,
+        typer.Option(
+            help="Form of the student: as-trained, folder, base-lora (one LoRA that carries --teacher-lora and the few steps) "
+            "or steps-lora (the few steps alone)"
+        ),
+    ] = None,
     compress: Annotated[
         float | None,
         typer.Option(help="Factor by which the student has fewer multiply-accumulates and parameters than its teacher"),
@@ -100,6 +114,9 @@ def distill(
         "data.prompts": prompts,
         "out": _run_of(config) if resume and out is None else out,
         "lora.enabled": lora,
+        "teacher_loras": teacher_lora or None,
+        "compatible.loras": compatible_with,
+        "output": save_as,
         "compress.factor": compress,
         "compress.params": student_params,
         "compress.macs": student_macs,

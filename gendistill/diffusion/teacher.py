@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.small_weights import quantize_weights
+from gendistill.samplers.weighted_lora import WeightedLora
 from gendistill.schedulers import PREDICTION_TYPES
 from gendistill.settings.image_size import written_size
 
@@ -119,6 +120,7 @@ def load_teacher(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     quantization: str = "none",
+    loras: Sequence[WeightedLora] = (),
 ) -> Teacher:
     """Open a pipeline as a teacher.
 
@@ -127,11 +129,12 @@ def load_teacher(
         size: height and width of the training images; None for the pipeline's own. It becomes the default size of the images of
             the pipeline and its students, see `Family.set_size`.
         quantization: quantization of the network's weights, before they are moved to the device: `none` or one of `KINDS`.
+        loras: are merged into the networks, before the quantization.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
     """
-    pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
+    pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype, loras=loras)
     family_of(pipeline).prepare_teacher(pipeline)
     if quantization != "none":
         quantize_weights(family_of(pipeline).network(pipeline), quantization)

@@ -23,7 +23,8 @@ from gendistill.metrics.features.matrix import Features, Matrix, feature_matrice
 from gendistill.runtime.hashing import file_sha256
 from gendistill.samplers import FewStepSampler, to_uint8
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, require_control, tried, with_lora
+from gendistill.samplers.weighted_lora import lora_file
+from gendistill.sampling.load_add_ons import DoesNotLoadError, open_control, require_control, tried, with_lora
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,12 @@ class Effect:
     def ratio(self) -> float | None:
         """Length of the student's shift relative to the teacher's; None if the teacher's is zero."""
         return self.student_length / self.teacher_length if self.teacher_length else None
+
+    @property
+    def kept(self) -> float | None:
+        """The student's mean shift along the teacher's direction relative to the teacher's shift: 1 is the same effect, 0 is
+        none; None if the teacher's shift is zero."""
+        return None if self.ratio is None else self.ratio * (self.cosine or 0.0)
 
 
 @dataclass(frozen=True)

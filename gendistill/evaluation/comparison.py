@@ -133,11 +133,11 @@ class ModelComparison:
         """The students' fits to the teacher for the terminal; None if none was measured."""
         if not self.fits:
             return None
-        add_ons = [f"{add_on.kind} {add_on.name}" for add_on in next(iter(self.fits.values())).add_ons]
+        add_ons = [f"{add_on.kind} {add_on.name}: effect kept" for add_on in next(iter(self.fits.values())).add_ons]
         names = ("steps", "cosine of latents", "Procrustes", "CKA", *add_ons)
         rows = []
         for name, fit in self.fits.items():
-            effects = [add_on.effect.cosine if add_on.effect else None for add_on in fit.add_ons]
+            effects = [add_on.effect.kept if add_on.effect else None for add_on in fit.add_ons]
             values = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
             figures = ["–" if value is None else f"{value:.3f}" for value in values]
             rows.append(TableRow.from_cells(name, str(fit.sampling["student"][0]), *figures))

@@ -81,12 +81,14 @@ def _evaluate_students(
     students = _students(folders, samplers, config.steps)
     rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
-    pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
+    opening = {"loras": spec.teacher_loras} if config.teacher else spec.teacher_opening
     teacher_sampler = FewStepSampler.from_pretrained(
-        teacher, config=pinned, revision=revision, dtype=usable_dtype(config.dtype or "float32"), device=device
+        teacher, **opening, dtype=usable_dtype(config.dtype or "float32"), device=device
     )
     teacher_folder = Path(asset_path(teacher))
-    rows_of_teacher = stored_rows(teacher_folder, rows[0]) or teacher_rows(teacher_sampler, evaluator, teacher_folder.name)
+    stored = [] if spec.teacher_loras else stored_rows(teacher_folder, rows[0])
+    teacher_name = " + ".join([teacher_folder.name, *(Path(lora.path).stem for lora in spec.teacher_loras)])
+    rows_of_teacher = stored or teacher_rows(teacher_sampler, evaluator, teacher_name)
     if wants_fidelity(evaluator):
         rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
     call_cost = relative_call_cost(sampler, teacher_sampler)

@@ -86,7 +86,7 @@ def as_json(fit: Fit) -> dict[str, Any]:
         values["mean"] = layer.mean
     for add_on, values in zip(fit.add_ons, result["add_ons"], strict=True):
         if add_on.effect is not None:
-            values["effect"]["ratio"] = add_on.effect.ratio
+            values["effect"] |= {"ratio": add_on.effect.ratio, "kept": add_on.effect.kept}
     return result
 
 
@@ -122,9 +122,9 @@ def _cards(fit: Fit, colour: int) -> list[Card]:
     if fit.mean_cka is not None:
         cards.append(Card(_number(fit.mean_cka), "CKA of layers", f"mean of {len(fit.layers)}; 1 means equal", colour))
     for add_on in fit.add_ons:
-        cosine = add_on.effect.cosine if add_on.effect else None
-        small = "cosine between its effects on both models" if add_on.effect else "does not run in both models"
-        cards.append(Card(_number(cosine), f"{add_on.kind} {add_on.name}", small, colour))
+        kept = add_on.effect.kept if add_on.effect else None
+        small = "of its effect on the teacher is kept" if add_on.effect else "does not run in both models"
+        cards.append(Card(_number(kept), f"{add_on.kind} {add_on.name}", small, colour))
     return cards
 
 
@@ -168,6 +168,7 @@ def _layer_table(fit: Fit) -> Table:
 def _add_on_table(fit: Fit) -> Table:
     columns = [
         Column("add-on", align="left"),
+        Column("kept", "The student's mean feature shift along the teacher's, relative to it; 1 means the same effect."),
         Column("cosine", "Cosine between the mean feature shifts of the student and of the teacher.", "higher"),
         Column("ratio", "Length of the student's mean feature shift relative to the teacher's; 1 means equal."),
         Column("repeated", "Cosine between the teacher's shifts on two halves of the images: the reliability of the cosine."),
@@ -176,7 +177,7 @@ def _add_on_table(fit: Fit) -> Table:
 
     def row(add_on: AddOnFit) -> TableRow:
         effect = add_on.effect
-        numbers = (None, None, None) if effect is None else (effect.cosine, effect.ratio, effect.repeated)
+        numbers = (None,) * 4 if effect is None else (effect.kept, effect.cosine, effect.ratio, effect.repeated)
         not_loaded = str(len(add_on.unfit)) if add_on.kind == "LoRA" else ""
         return TableRow.from_cells(f"{add_on.kind} {add_on.name}", *map(_number, numbers), not_loaded)
 

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gendistill.export.kohya import kohya_weights
+from gendistill.export.kohya import kohya_encoder_weights, kohya_metadata, kohya_weights
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import fit_transformers_4_and_5, save_lora
 from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
@@ -25,6 +25,7 @@ from gendistill.samplers.families import FAMILIES
 from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.layouts.lora_files import lora_source
 from gendistill.samplers.loading import lists_safety_checker, open_pipeline
+from gendistill.samplers.loras import Matrices, adapter_matrices
 from gendistill.samplers.single_file import left_out
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
@@ -171,27 +172,31 @@ def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None
     adapter = _adapter(sampler)
     layout = _layout(sampler)
     weights = kohya_weights(sampler.pipeline, layout, adapter, dtype)
-    ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_down.weight")}
-    alphas = {float(weight) for name, weight in weights.items() if name.endswith(".alpha")}
-    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
-    _save(weights, out, sampler, f"{layout.release(sampler.pipeline)}/lora", metadata)
+    weights |= kohya_encoder_weights(sampler.pipeline, _encoders(sampler), dtype)
+    _save(weights, out, sampler, f"{layout.release(sampler.pipeline)}/lora", kohya_metadata(weights))
 
 
 def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    save_lora(sampler.pipeline, _adapter(sampler), out.parent, dtype, out.name)
+    save_lora(sampler.pipeline, _adapter(sampler), out.parent, dtype, out.name, _encoders(sampler))
 
 
 def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
     """The teacher with the LoRA, loaded by diffusers."""
     spec = sampler.spec
     assert spec is not None
-    opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    opened = open_pipeline(spec.teacher, **spec.teacher_opening | ({"loras": ()} if spec.lora_on_original else {}))
     if spec.prediction_type != sampler.family.prediction_type(opened.scheduler):  # a program reads that of the teacher
         raise _unreadable("lora, kohya", spec.prediction_type)
     source, settings = lora_source(opened, out)
     opened.load_lora_weights(source, **settings)
     opened.scheduler = sampler.pipeline.scheduler
     return FewStepSampler(opened, spec)
+
+
+def _encoders(sampler: FewStepSampler) -> dict[str, Matrices]:
+    """The matrices of a student's LoRA in text encoders: a LoRA of the base carries those of its teacher's LoRAs."""
+    encoders = sampler.family.encoders(sampler.pipeline).items()
+    return {name: found for name, encoder in encoders if (found := adapter_matrices(encoder, _adapter(sampler)))}
 
 
 def _adapter(sampler: FewStepSampler) -> str:

@@ -47,7 +47,7 @@ LORA_USAGE = """\
 from diffusers import {scheduler}, {pipeline}
 
 pipeline = {pipeline}.{opening}
-pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")
+{loras}
 pipeline.scheduler = {scheduler}.from_pretrained("PATH_OF_THIS_FOLDER", subfolder="scheduler")
 image = {call}.images[0]"""
 
@@ -89,6 +89,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family, nu
         ),
         pipeline=family.pipelines[0],
         opening=_opening(spec, null),
+        loras=_loading(spec),
         null=null,
         scheduler=spec.scheduler_class,
     )
@@ -97,6 +98,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family, nu
         guidance = BAKED_INPUT
     rows = {
         "teacher": spec.teacher,
+        **{f"teacher LoRA {number}": lora.describe() for number, lora in enumerate(spec.teacher_loras, 1)},
         "solver": f"{spec.solver} ({spec.scheduler_class})",
         **provenance,
         **{name: f"{value:.4g}" for name, value in spec.figures.items()},
@@ -118,6 +120,18 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family, nu
 def name_of_teacher(teacher: str) -> str:
     """A hub id or a name as it is, and a path without its folders, which are those of one machine."""
     return Path(teacher).name if Path(teacher).is_absolute() else teacher
+
+
+def _loading(spec: StudentSpec) -> str:
+    """The diffusers calls that load a LoRA, after those that are merged into its teacher."""
+    if not spec.teacher_loras or spec.lora_on_original:
+        return 'pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")'
+    named = {f"teacher-{number}": lora for number, lora in enumerate(spec.teacher_loras, 1)}
+    lines = [f'pipeline.load_lora_weights("{Path(lora.path).name}", adapter_name="{name}")' for name, lora in named.items()]
+    lines.append('pipeline.load_lora_weights("PATH_OF_THIS_FOLDER", adapter_name="steps")')
+    weights = [*(lora.weight for lora in named.values()), 1.0]
+    names = ", ".join(f'"{name}"' for name in [*named, "steps"])
+    return "\n".join([*lines, f"pipeline.set_adapters([{names}], [{', '.join(f'{weight:g}' for weight in weights)}])"])
 
 
 def _opening(spec: StudentSpec, null: str) -> str:

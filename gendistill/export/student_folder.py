@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from tokenizers.models import BPE
 
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
+from gendistill.export.kohya import write_kohya_file
+from gendistill.export.low_rank import LoraStudent, equal_ranks, merged_network
 from gendistill.export.model_card import model_card
 from gendistill.runtime.files import updated_folder
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import family_of, network_of
+from gendistill.samplers.loras import Matrices
 
+ENCODER_PAIR = ("lora_linear_layer.down", "lora_linear_layer.up")  # diffusers' names of A and B in text encoders
 PREFIX = "text_model."  # of the weights of CLIP's text encoder in all published checkpoints
 
 
@@ -56,6 +60,7 @@ def export_student(
     scheduler: Any,
     provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
+    lora: LoraStudent | None = None,
 ) -> None:
     """Write the student to `folder` atomically, replacing a previous one; files in it that are not of a student are kept.
 
@@ -63,19 +68,26 @@ def export_student(
         scheduler: the stock diffusers scheduler for sampling.
         provenance: rows of the model card: teacher, data, seeds, versions, figures.
         dtype: of the saved weights; diffusers opens them in the `torch_dtype` of its caller.
+        lora: the adapter of a student that is a LoRA, if it is not the one that was trained; it is also written in kohya's
+            format, where the family has one.
     """
     with updated_folder(folder) as temporary:
         temporary.mkdir(parents=True)
-        if networks.lora is not None:
-            save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+        network = networks.average.network
+        if spec.lora:
+            saved = lora or LoraStudent(teacher.pipeline, AVERAGE)
+            save_lora(saved.pipeline, saved.adapter, temporary, dtype, encoders=saved.encoders)
+            if lora is not None:
+                write_kohya_file(lora.pipeline, lora.adapter, temporary, dtype, lora.encoders)
             scheduler.save_pretrained(temporary / "scheduler")
         else:
+            network = merged_network(network) if isinstance(network, AdapterView) else network
             parts = {
                 name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-                for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
+                for name, part in {**teacher.pipeline.components, teacher.family.network_part: network}.items()
             }
-            saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
-            saved.save_pretrained(temporary, safe_serialization=True)
+            pipeline = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
+            pipeline.save_pretrained(temporary, safe_serialization=True)
             fit_transformers_4_and_5(temporary)
         spec.save(temporary)
         (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family, _null_parts(teacher.pipeline)))
@@ -87,17 +99,34 @@ def _null_parts(pipeline: Any) -> list[str]:
     return [name for name, part in pipeline.components.items() if part is None and name not in optional]
 
 
-def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:
+def save_lora(
+    pipeline: Any,
+    adapter: str,
+    folder: Path,
+    dtype: torch.dtype,
+    name: str | None = None,
+    encoders: Mapping[str, Matrices] | None = None,
+) -> None:
     """Write the adapter of a pipeline's network in the format of diffusers and PEFT, with PEFT's config in the file header.
 
     Args:
         dtype: of the saved weights.
         name: of the file in `folder`; None is diffusers' default.
+        encoders: matrices A and B of the layers of text encoders.
     """
     part, network = family_of(pipeline).network_part, network_of(pipeline)
     # with PEFT's names: diffusers would rename only those of attention layers, and then ignore them when it loads the file
     weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
     layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": _settings(network.peft_config[adapter])}
+    for encoder, matrices in equal_ranks(pipeline, encoders or {}).items():
+        layers[f"{encoder}_lora_layers"] = {
+            f"{path}.{key}.weight": matrix.to(dtype).contiguous()
+            for path, pair in matrices.items()
+            for key, matrix in zip(ENCODER_PAIR, pair, strict=True)
+        }
+        rank, targets = len(next(iter(matrices.values()))[0]), [path.removeprefix(PREFIX) for path in matrices]
+        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)  # without it diffusers finds no rank
+        layers[f"{encoder}_lora_adapter_metadata"] = _settings(settings)
     pipeline.save_lora_weights(folder, weight_name=name, **layers)
 
 

@@ -183,7 +183,7 @@ class ConsistencyRecipe(Recipe):
     name = section = "consistency"
     Config = ConsistencyConfig
     summary = "Maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
-    supports = Supports(auxiliary_losses=True, feature_matching=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, added_loras=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ConsistencyConfig = config.consistency

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from gendistill.data.batches import Batch, LatentData
+from gendistill.diffusion.added_loras import AddedLoras
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import (
@@ -87,11 +89,13 @@ class DenoiserMethod(Method):
     Attributes:
         auxiliary: losses that are added to the method's own.
         solver_grid: number of timesteps of the grid that the student is trained on; None where it knows others too.
+        added_loras: LoRAs that are added to all networks for each micro-batch.
     """
 
     networks: Networks
     solver_grid: int | None = None
     auxiliary: Sequence[AuxiliaryLoss] = ()
+    added_loras: AddedLoras | None = None
 
     @property
     def students(self) -> Mapping[str, Networks]:
@@ -158,6 +162,9 @@ class DenoiserMethod(Method):
 
     def optimizer_settings(self, name: str) -> OptimizerSettings:
         return next((critic.settings for critic in self.critics if critic.name == name), OptimizerSettings())
+
+    def micro_batch(self, random: PerSampleRandom) -> AbstractContextManager[None]:
+        return nullcontext() if self.added_loras is None else self.added_loras.added(self.held_networks(), random)
 
     def held_networks(self) -> list[nn.Module]:
         """All networks of a training step: teacher, students, their EMA, critics."""

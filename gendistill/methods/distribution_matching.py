@@ -207,7 +207,7 @@ class DistributionMatchingRecipe(Recipe):
     name = section = "distribution_matching"
     Config = DistributionMatchingConfig
     summary = "Matches the distribution of the student's samples by two scores, from prompts alone: no image is copied"
-    supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True, added_loras=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: DistributionMatchingConfig = config.distribution_matching

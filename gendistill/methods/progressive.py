@@ -295,7 +295,7 @@ class ProgressiveRecipe(Recipe):
     name = section = "progressive"
     Config = ProgressiveConfig
     summary = "Halves the number of steps stage by stage: deterministic students, each for its own step count"
-    supports = Supports(auxiliary_losses=True, feature_matching=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, added_loras=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ProgressiveConfig = config.progressive

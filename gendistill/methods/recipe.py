@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from gendistill.data.data_config import DataConfig
+from gendistill.diffusion.added_loras import CompatibleSettings
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.trained_networks import LoraSettings
 from gendistill.gan.generator_config import GeneratorConfig
@@ -37,6 +38,11 @@ class RunConfig(Section):
         json_schema_extra=about(path=True),
     )
     teacher_revision: str | None = Field(None, description="Branch, tag or commit of a teacher on the hub")
+    teacher_loras: list[str] = Field(
+        [],
+        description="LoRAs that are merged into the frozen teacher, each as FILE or FILE:WEIGHT",
+        json_schema_extra=about(path=True),
+    )
     method: str = Field("consistency", description="Distillation method; `gendistill methods` describes each")
     out: str = Field(
         "runs/distill",
@@ -52,6 +58,11 @@ class RunConfig(Section):
         "none",
         description="Arithmetic that the student is trained for: none, or int8 for inference in 8 bits on a CPU",
         json_schema_extra=about(paper=papers.INT8, at="section 3"),
+    )
+    output: Literal["as-trained", "folder", "base-lora", "steps-lora"] = Field(
+        "as-trained",
+        description="Form of the student: as-trained; folder, a full pipeline; base-lora, one LoRA of rank lora.rank for the "
+        "teacher without teacher_loras, which carries them and the few steps; steps-lora, the few steps alone",
     )
     steps: list[int] = Field(
         [4, 2, 1],
@@ -84,6 +95,7 @@ class RunConfig(Section):
     generator: GeneratorConfig = GeneratorConfig()
     compress: CompressConfig = CompressConfig()
     lora: LoraSettings = LoraSettings()
+    compatible: CompatibleSettings = CompatibleSettings()
     trainer: TrainerConfig = TrainerConfig()
     watch: WatchConfig = WatchConfig()
 
@@ -109,6 +121,7 @@ class Supports:
         auxiliary_losses: alignment with the teacher's trajectories as an additional loss (`align.weight`).
         feature_matching: feature matching as an additional loss (`feature_matching.weight`), or as the method.
         adversary: a discriminator on features as an additional loss (`adversarial.weight`), or as the method.
+        added_loras: teacher and student are called in the step, so that LoRAs can be added to both (`compatible.loras`).
         gradient_checkpointing: gradient checkpointing, and a teacher in half precision.
         planning: a training step on the meta device, for `plan --train`.
     """
@@ -119,6 +132,7 @@ class Supports:
     auxiliary_losses: bool = False
     feature_matching: bool = False
     adversary: bool = False
+    added_loras: bool = False
     gradient_checkpointing: bool = True
     planning: bool = True
 

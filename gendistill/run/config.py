@@ -16,6 +16,7 @@ from gendistill.configs import preset_path
 from gendistill.methods import RECIPES, RunConfig, recipe_of
 from gendistill.methods.alignment import check_alignment
 from gendistill.methods.compression import check_compression
+from gendistill.methods.lora_checks import check_loras
 from gendistill.methods.matching_features import check_additions
 from gendistill.methods.method_registry import compresses
 from gendistill.runtime.files import written_alone
@@ -49,6 +50,7 @@ def check(config: RunConfig) -> None:
     recipe.check(config)
     check_alignment(config, recipe)
     check_additions(config, recipe)
+    check_loras(config, recipe)
 
 
 def _full_weights(config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
+from gendistill.diffusion.added_loras import AddedLoras
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -26,10 +27,12 @@ from gendistill.export.student_folder import export_student
 from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
 from gendistill.methods.compression import compressed_config, macs_fraction, pruning_for
-from gendistill.methods.denoiser_method import DenoiserContext
+from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
+from gendistill.methods.lora_checks import exports_lora
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.run.located_paths import located
+from gendistill.run.student_outputs import lora_student, require_output
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_evaluator, validation_prompts
 from gendistill.runtime.progress import advancing_bar
@@ -39,7 +42,9 @@ from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
 from gendistill.samplers.offload.released import ReleasedEncoders
 from gendistill.samplers.provenance import weights_fingerprint
+from gendistill.samplers.weighted_lora import WeightedLora
 from gendistill.schedulers import solver_eta
+from gendistill.training.log import RunLog
 from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -51,6 +56,7 @@ class DenoiserRun:
 
     def __init__(self, config: RunConfig, processes: PartialState) -> None:
         self.processes = processes
+        self.loras = tuple(WeightedLora.parse(text) for text in config.teacher_loras)
         self.teacher = load_teacher(
             config.teacher,
             config=config.teacher_config,
@@ -59,6 +65,7 @@ class DenoiserRun:
             dtype=getattr(torch, config.dtype),
             device=processes.device,
             quantization=config.lora.quantization,
+            loras=self.loras,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
         for part in recipe_of(config).parts(self.config):
@@ -68,6 +75,8 @@ class DenoiserRun:
             pruning = pruning_for(self.teacher.network, self.teacher.family)
             compressed_config(pruning, config.compress)  # raises ValueError before the data are encoded
         self.start = starting_denoiser(self.config, self.teacher)
+        require_output(self.config, self.teacher, self.loras)
+        self.added_loras = AddedLoras.from_folder(self.teacher.pipeline, config.compatible)
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
@@ -111,7 +120,10 @@ class DenoiserRun:
         rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
         examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
         context = DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
-        return denoiser_stages(replace(context, data=self.latents))
+        for stage in denoiser_stages(replace(context, data=self.latents)):
+            if isinstance(stage.method, DenoiserMethod):
+                stage.method.added_loras = self.added_loras
+            yield stage
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
@@ -136,11 +148,18 @@ class DenoiserRun:
         spec, scheduler = describe_student(
             stage.config or self.config, self.teacher, stage, validation.figures["solver"], validation
         )
+        described = f"{spec.method} student, sampled by {spec.solver}"
         if self.processes.is_main_process:
-            provenance = self._provenance(stage, training)
-            with self.encoders.restored() if stage.method.networks.lora is None else nullcontext():
-                export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
-        return spec, f"{spec.method} student, sampled by {spec.solver}"
+            provenance, networks = self._provenance(stage, training), stage.method.networks
+            lora = lora_student(self.config, self.teacher, networks)
+            if lora is not None and lora.relative_error is not None:
+                error = f"relative error {lora.relative_error:.3f}"
+                provenance["low-rank weights"] = f"rank {self.config.lora.rank}, {error} of the change of all weights"
+                RunLog(self.validating.samples.parent / "log.jsonl").write({"lora_relative_error": lora.relative_error})
+                described += f", a LoRA of rank {self.config.lora.rank} with a {error} of its weights"
+            with nullcontext() if spec.lora else self.encoders.restored():
+                export_student(folder, self.teacher, networks, spec, scheduler, provenance, lora=lora)
+        return spec, described
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
         teacher, network = self.teacher, stage.method.networks.average.network
@@ -168,7 +187,8 @@ def describe_student(
     """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     family, (height, width) = teacher.family, teacher.size
-    in_folder = family.stores_size and not (config.lora.enabled and config.data.size)
+    is_lora = exports_lora(config)
+    in_folder = family.stores_size and not (is_lora and config.data.size)
     in_folder = in_folder and family.size(teacher.pipeline) == teacher.size
     spec = StudentSpec(
         method=config.method,
@@ -182,12 +202,14 @@ def describe_student(
         guidance_range=config.guidance.range if config.guidance.mode == "embedded" else None,
         neutral_guidance=teacher.family.neutral_guidance,
         prediction_type=stage.method.networks.average.prediction_type,
-        lora=config.lora.enabled,
+        lora=is_lora,
         quantization=config.quantization,
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         resolution=None if in_folder else height if height == width else (height, width),
+        teacher_loras=tuple(WeightedLora.parse(text) for text in config.teacher_loras),
+        lora_on_original=config.output == "base-lora",
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -230,9 +252,11 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects false")
-    if config.lora.enabled and config.guidance.mode == "embedded" and family.guided:
+    if exports_lora(config) and not family.lora:
+        raise ValueError(f"output {config.output}: diffusers loads no LoRA into {kind}; expects output=folder")
+    if (config.lora.enabled or exports_lora(config)) and config.guidance.mode == "embedded" and family.guided:
         raise ValueError(
-            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
+            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with a LoRA"
         )
     if config.guidance.mode == "cfg" and family.guidance_input:
         raise ValueError(f"guidance.mode cfg: guidance is an input of the network of {kind}; expects baked or embedded")
@@ -260,8 +284,10 @@ def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
     family = family_called(index["_class_name"])
     fitting(config, family, index["_class_name"])
     total, num_trained = count_parameters(folder, family, config)
+    loras = [WeightedLora.parse(text) for text in config.teacher_loras]
+    merged = f", with {'; '.join(lora.describe() for lora in loras)}" if loras else ""
     return (
-        f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters",
+        f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters{merged}",
         f"{trained}, {num_trained / 1e6:,.2f} M parameters",
         family.texts,
     )

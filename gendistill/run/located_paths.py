@@ -11,6 +11,7 @@ from gendistill.assets import ASSETS, asset_names
 from gendistill.methods import RunConfig
 from gendistill.metrics.features.load_extractor import NAMES
 from gendistill.samplers.single_file import ARCHITECTURES
+from gendistill.samplers.weighted_lora import split_weight
 from gendistill.settings.explanation import is_path
 from gendistill.settings.section import setting_names
 
@@ -37,10 +38,18 @@ def _with(section: Any, names: list[str]) -> Any:
         changed = _with(value, rest)
     elif isinstance(value, dict):
         changed = {absolute_path(path): each for path, each in value.items()}
+    elif isinstance(value, list):
+        changed = [_absolute_lora(each) for each in value]
     else:
         is_name = value is None or value.partition(":")[0] in NAMED.get(name, ())
         changed = value if is_name else absolute_path(value, always=name in ("out", "cache"))
     return section.model_copy(update={name: changed})
+
+
+def _absolute_lora(text: str) -> str:
+    """`FILE` or `FILE:WEIGHT` with the absolute path of the file."""
+    path, _ = split_weight(text)
+    return absolute_path(path) + text.removeprefix(path)
 
 
 def absolute_path(value: str, *, always: bool = False) -> str:

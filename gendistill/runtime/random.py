@@ -105,7 +105,7 @@ class PerSampleRandom:
 
     def __init__(self, seed: int, step: int, first: int, count: int):
         self.generators = [_generator("sample", seed, step, first + k) for k in range(count)]
-        self.seed, self.step = seed, step
+        self.seed, self.step, self.first = seed, step, first
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal, float32 (count, *shape) on the CPU."""
@@ -118,6 +118,11 @@ class PerSampleRandom:
     def of_step(self, count: int) -> list[float]:
         """`count` uniform numbers in [0, 1) that all samples of the step share; the same in every call."""
         numbers: list[float] = torch.rand(count, generator=_generator("step", self.seed, self.step)).tolist()
+        return numbers
+
+    def of_batch(self, count: int) -> list[float]:
+        """`count` uniform numbers in [0, 1) that all samples of this object share; the same in every call."""
+        numbers: list[float] = torch.rand(count, generator=_generator("batch", self.seed, self.step, self.first)).tolist()
         return numbers
 
 

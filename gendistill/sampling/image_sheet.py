@@ -29,7 +29,7 @@ def write_image_sheet(student: str | Path, prompts: Sequence[str], out: Path, *,
     if sampler.spec is None:
         raise ValueError(f"model {student}: is no student; expects the folder of one")
     spec = sampler.spec
-    teacher = FewStepSampler.from_pretrained(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    teacher = FewStepSampler.from_pretrained(spec.teacher, **spec.teacher_opening)
     seeds = [seed + number for number in range(len(prompts))]
     rows = [*teacher.images(prompts, seeds, guidance_scale=guidance_scale), *sampler.images(prompts, seeds)]
     sheet = image_grid(torch.cat(rows), columns=len(prompts))

@@ -20,6 +20,7 @@ from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import FewStepSampler, Sampler
 from gendistill.samplers.offload.placed import PlacedSampler, room_on
+from gendistill.samplers.weighted_lora import WeightedLora
 
 DISCRIMINATOR_SETTINGS = ("discriminator", "discriminator_weights", "discriminator_config")
 
@@ -39,7 +40,7 @@ class Opening:
         dtype: name of the dtype of a diffusion model.
         quantization: quantization of a diffusion model, see `quantize`; None for the quantization that the student was trained
             for, on a CPU without a memory limit.
-        config, revision: config and revision of a diffusion model, see `open_pipeline`.
+        config, revision, loras: of a diffusion model, see `open_pipeline`.
         like: name of a known few-step model, if the model's name and configs do not identify it.
         memory: memory limit in GiB for a text-to-image model on the device; None for the free memory of a GPU, or for no limit
             on a CPU.
@@ -51,6 +52,7 @@ class Opening:
     quantization: str | None = None
     config: str | None = None
     revision: str | None = None
+    loras: tuple[WeightedLora, ...] = ()
     like: str | None = None
     memory: float | None = None
     num_models: int = 1
@@ -81,6 +83,7 @@ def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
         dtype=usable_dtype(opening.dtype or "float32"),
         device=opening.device,
         quantization=opening.quantization,
+        loras=opening.loras,
     )
 
 

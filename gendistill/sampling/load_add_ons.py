@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
 from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
+from gendistill.samplers.loras import fitting_modules, quiet_diffusers
 from gendistill.samplers.missing_weights import open_network, require_finite, require_pairs
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "does-it-fit"
 
 
@@ -29,14 +26,6 @@ class DoesNotLoadError(Exception):
     def __init__(self, sentence: str, unfit: Sequence[str] = ()) -> None:
         super().__init__(sentence)
         self.unfit = list(unfit)
-
-
-def lora_file(lora: str | Path) -> Path:
-    """The LoRA file at a path: the path itself, or `pytorch_lora_weights.safetensors` in a folder; ValueError without one."""
-    file = Path(lora) / LORA_FILE if Path(lora).is_dir() else Path(lora)
-    if file.suffix != ".safetensors" or not file.is_file():
-        raise ValueError(f"lora {lora}: expects an existing .safetensors file, or a folder with {LORA_FILE}")
-    return file
 
 
 def require_control(control: str | Path, image: Tensor, size: tuple[int, int]) -> None:
@@ -58,19 +47,6 @@ def tried(action: Callable[[], Any], failure: str) -> Any:
         raise DoesNotLoadError(f"{failure} ({' '.join(' '.join(lines[:2]).split()).rstrip('.')})") from error
 
 
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Silence the logs of diffusers and PEFT about files that do not fit, which our error message reports."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     """A copy of a pipeline with a LoRA loaded, the modules of the network that the LoRA does not fit, and a sentence on them.
 
@@ -85,7 +61,7 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     state = tried(lambda: lora_weights(pipeline, file), failed)
     tried(lambda: require_pairs(file.name, state), failed)
     tried(lambda: require_finite(file.name, state), failed)
-    modules, absent, other_widths = _fitting(state, network, family_of(pipeline).network_part)
+    modules, absent, other_widths = fitting_modules(state, network, family_of(pipeline).network_part)
     unfit = [*other_widths, *absent]
     if other_widths:  # diffusers then loads nothing, and logs all modules
         name, reason = next(iter(other_widths.items()))
@@ -100,7 +76,7 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     active: list[str] = []
     for component in (getattr(copied, name) for name in components):
         active += component.active_adapters() if getattr(component, "_hf_peft_config_loaded", False) else []
-    with _quiet_diffusers():
+    with quiet_diffusers():
         source, settings = lora_source(pipeline, file)
         tried(lambda: copied.load_lora_weights(source, adapter_name=ADAPTER, **settings), failed)
     if not any(ADAPTER in adapters for adapters in copied.get_list_adapters().values()):
@@ -109,26 +85,6 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     note = f"{len(absent)} of {len(modules)} modules of {file.name} were skipped, which the network does not have: "
     note += ", ".join(absent[:2]) + (f" and {len(absent) - 2} more" if absent[2:] else "")
     return copied, unfit, note if absent else ""
-
-
-def _fitting(state: dict[str, Tensor], network: nn.Module, part: str) -> tuple[set[str], list[str], dict[str, str]]:
-    """The modules with LoRA weights; those that the network does not have; and those of another width, with the reason."""
-    prefix = f"{part}."
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix) and "lora" in key}
-    if own and not any("lora_A" in key for key in own):
-        own = convert_unet_state_dict_to_peft(own)
-    network_modules = dict(network.named_modules())
-    modules, other_widths = set(), {}
-    for key, value in sorted(own.items()):
-        name, _, matrix = key.partition(".lora_")
-        modules.add(name)
-        weight = getattr(network_modules.get(name), "weight", None)
-        if weight is not None and matrix.startswith("A") and value.shape[1] != weight.shape[1]:
-            other_widths[name] = f"has {weight.shape[1]} inputs, and {value.shape[1]} in the LoRA"
-        elif weight is not None and matrix.startswith("B") and value.shape[0] != weight.shape[0]:
-            other_widths.setdefault(name, f"has {weight.shape[0]} outputs, and {value.shape[0]} in the LoRA")
-    absent = sorted(name for name in modules if getattr(network_modules.get(name), "weight", None) is None)
-    return modules, absent, other_widths
 
 
 def control_network(pipeline: Any, control: Path) -> Any:

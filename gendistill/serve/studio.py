@@ -153,7 +153,7 @@ def _teacher_of(student: Sampler, teacher: str | None, opening: Opening) -> Samp
     if teacher is None:
         spec = student.spec
         assert spec is not None
-        return open_within(spec.teacher, replace(opening, config=spec.teacher_config, revision=spec.teacher_revision))
+        return open_within(spec.teacher, replace(opening, **spec.teacher_opening))
     return open_within(teacher, opening)
 
 

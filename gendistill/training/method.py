@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +124,11 @@ class Method(ABC):
     def updates(self, batch: Any, step: Step, random: PerSampleRandom) -> Iterator[Update]:
         """The losses of a batch at optimizer step `step`, in the order of their optimizer steps (a critic before its
         student, for example). All random numbers come from `random`."""
+
+    def micro_batch(self, random: PerSampleRandom) -> AbstractContextManager[None]:
+        """The context in which each update of a micro-batch is computed, with its backward pass; `random` is that of the
+        micro-batch, for numbers that do not depend on what was computed before."""
+        return nullcontext()
 
     def after_step(self, step: int, skipped: Collection[str] = ()) -> None:
         """Update the moving averages after optimizer step `step` (from 1), but for networks whose optimizer skipped it."""

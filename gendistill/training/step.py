@@ -82,8 +82,8 @@ class OptimizerStep:
         stepped: set[str] = set()  # since the last update of the loss scale
         skipped: set[str] = set()
         while True:
-            for number, updates in enumerate(parts):
-                with self._synchronised_if(number == len(parts) - 1):
+            for number, (updates, random) in enumerate(parts):
+                with self._synchronised_if(number == len(parts) - 1), self.method.micro_batch(random):
                     with autocast(config.mixed_precision, accelerator.device):
                         update = next(updates, None)
                     if update is None:
@@ -110,8 +110,8 @@ class OptimizerStep:
             equal_buffers(self.method.buffers().values())
         return totals, skipped
 
-    def _parts(self, step: Step) -> list[Iterator[Update]]:
-        """The updates of each micro-batch of this process."""
+    def _parts(self, step: Step) -> list[tuple[Iterator[Update], PerSampleRandom]]:
+        """The updates of each micro-batch of this process, and its random numbers."""
         config, accelerator = self.config, self.accelerator
         rows = self.data.rows_of_step(self.seed, step, config.batch_size)
         part = config.batch_size // accelerator.num_processes
@@ -120,7 +120,7 @@ class OptimizerStep:
         for first in range(accelerator.process_index * part, (accelerator.process_index + 1) * part, micro):
             random = PerSampleRandom(self.seed, step, first, micro)
             batch = self.data.batch(rows[first : first + micro], random, accelerator.device)
-            parts.append(iter(self.method.updates(batch, step, random)))
+            parts.append((iter(self.method.updates(batch, step, random)), random))
         return parts
 
     @contextmanager

@@ -68,6 +68,12 @@ def stand_ins(tiny_folder, family_folder, halved_run, gans, students, tmp_path_f
     for name in ("my-canny", "my-edges"):
         save_control(network, place / name)
     save_lora(network, place / "style")
+    (place / "my-loras").mkdir()
+    shutil.copy(place / "style" / "pytorch_lora_weights.safetensors", place / "my-loras" / "other.safetensors")
+    shutil.copytree(place / "my-loras", place / "runs" / "recipes" / "style-loras")
+    shutil.copy(place / "my-loras" / "other.safetensors", place / "runs" / "recipes" / "style-loras" / "hue.safetensors")
+    (place / "runs" / "recipes" / "styles" / "hue").mkdir(parents=True)
+    (place / "runs" / "recipes" / "styles" / "hue" / "prompts.txt").write_text("food\nanimals\n")
     shutil.move(place / "style" / "pytorch_lora_weights.safetensors", place / "style.safetensors")
     save_checkpoint(tiny_pipeline(place / "tokenizer"), place / "my-fine-tune.safetensors")
     (place / "prompts.txt").write_text("food\nanimals\n")

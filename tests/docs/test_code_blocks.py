@@ -21,6 +21,7 @@ NOT_RUN = {
     ("make",): "it is set-up, or takes minutes to hours; its target is checked",
     ("python", "benchmarks/"): "it measures for minutes to hours; its file is checked",
     ("python", "scripts/gpu_check.py"): "it needs a GPU; tests/test_gpu_check.py runs it in small on a CPU",
+    ("python", "scripts/recipes/"): "it trains for minutes; its file is checked",
     ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }
@@ -39,6 +40,7 @@ SLOW = {  # pages of more than some seconds
     "docs/guides/quantization.md",
     "docs/guides/stable-diffusion.md",
     "docs/guides/use-a-student.md",
+    "docs/guides/your-checkpoint-and-loras.md",
     "docs/methods/compression.md",
 }
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]

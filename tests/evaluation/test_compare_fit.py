@@ -68,7 +68,7 @@ def test_the_figures_are_in_the_json_the_page_and_the_terminal(compared, add_ons
     assert "Does run still fit?" in page
     assert "drift of run's latents" in page
     assert "does it still fit? As a replacement of pipeline" in printed
-    figures = [fit["latents"]["cosine"], fit["latents"]["procrustes"], *(one["effect"]["cosine"] for one in fit["add_ons"])]
+    figures = [fit["latents"]["cosine"], fit["latents"]["procrustes"], *(one["effect"]["kept"] for one in fit["add_ons"])]
     for figure in figures:
         assert f"{figure:.3f}" in printed
 

@@ -255,9 +255,10 @@ def test_effects_are_compared_by_their_mean_shifts():
     effect = effect_of(teacher, np.array([[1.0, 0.0], [1.0, 2.0]]))
     assert (effect.teacher_length, effect.student_length) == (pytest.approx(2), pytest.approx(np.sqrt(2)))
     assert (effect.cosine, effect.ratio) == (pytest.approx(np.sqrt(0.5)), pytest.approx(np.sqrt(0.5)))
+    assert effect.kept == pytest.approx(0.5)
     assert effect.repeated == pytest.approx((4 - 1) / 5)
     silent = effect_of(np.zeros((2, 2)), teacher)
-    assert (silent.cosine, silent.ratio, silent.repeated) == (None, None, None)
+    assert (silent.cosine, silent.ratio, silent.kept, silent.repeated) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
