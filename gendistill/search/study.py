@@ -92,7 +92,7 @@ class InOrder(BaseSampler):
         return self.points[number % len(self.points)][param_name]
 
 
-class Worker:
+class StudyWorker:
     """Runs trials of a study until it has as many as requested. Several workers, on any machines, may share a study.
 
     Args:

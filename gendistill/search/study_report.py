@@ -34,7 +34,7 @@ from gendistill.evaluation.reporting.rows import PlottedValue, by_row
 from gendistill.run.config import save_config
 from gendistill.runtime.files import atomic_write
 from gendistill.search.scatter import Dot, scatter
-from gendistill.search.study import FAILURE, OBJECTIVES, Worker, best_trial, counted_trials
+from gendistill.search.study import FAILURE, OBJECTIVES, StudyWorker, best_trial, counted_trials
 from gendistill.search.study_storage import RUN
 from gendistill.settings.kinds import written
 
@@ -42,7 +42,7 @@ REPORT, FIGURES, BEST = "report.html", "search.json", "best.yaml"
 MIN_TRIALS = 4  # complete ones, for an importance
 
 
-def write_results(worker: Worker) -> list[Path]:
+def write_results(worker: StudyWorker) -> list[Path]:
     """Write the page, the figures and the best config of a study into its folder; returns the files."""
     trials, folder = counted_trials(worker.study), worker.folder
     if not trials:
@@ -57,7 +57,7 @@ def write_results(worker: Worker) -> list[Path]:
     return files
 
 
-def _rows(worker: Worker, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+def _rows(worker: StudyWorker, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """The trials as plain data."""
     names = worker.options.objectives
     return [
@@ -73,7 +73,7 @@ def _rows(worker: Worker, trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]
     ]
 
 
-def _page(worker: Worker, trials: Sequence[FrozenTrial]) -> Page:
+def _page(worker: StudyWorker, trials: Sequence[FrozenTrial]) -> Page:
     study = worker.study
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     sections = [PageSection("Result", _summary(worker, trials, complete))]
@@ -93,7 +93,7 @@ def _page(worker: Worker, trials: Sequence[FrozenTrial]) -> Page:
     return Page(f"Search: {study.study_name}", sections, subtitle, "Written by gendistill search.")
 
 
-def _summary(worker: Worker, trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial]) -> list[Block]:
+def _summary(worker: StudyWorker, trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial]) -> list[Block]:
     states = {name: sum(trial.state == state for trial in trials) for name, state in STATES.items()}
     cards = [Card(str(count), f"{name} trials") for name, count in states.items()]
     best = best_trial(worker.study)
@@ -122,7 +122,7 @@ def _history(trials: Sequence[FrozenTrial], complete: Sequence[FrozenTrial]) -> 
     return Figure(scatter(dots, "trial", OBJECTIVES["quality"], steps=steps), caption)
 
 
-def _front(worker: Worker, complete: Sequence[FrozenTrial], number: int) -> Figure:
+def _front(worker: StudyWorker, complete: Sequence[FrozenTrial], number: int) -> Figure:
     """The quality against another objective."""
     points = [Point(trial.values[number], trial.values[0]) for trial in complete]
     front = on_front(points)
@@ -162,7 +162,7 @@ def _slice(study: optuna.Study, complete: Sequence[FrozenTrial], name: str) -> B
     return Figure(scatter(dots, name, OBJECTIVES["quality"], x_log=log))
 
 
-def _table(worker: Worker, trials: Sequence[FrozenTrial]) -> Table:
+def _table(worker: StudyWorker, trials: Sequence[FrozenTrial]) -> Table:
     objectives, settings = worker.options.objectives, list(worker.space.distributions)
     columns = [Column("trial", "Its run folder is trials/N.", align="left"), Column("outcome", align="left")]
     columns += [Column(name, OBJECTIVES[name], "lower") for name in objectives]
