@@ -118,12 +118,12 @@ def _distribution(
         raise ValueError(f"setting {name} has {written(value)}; expects {FORMS}")
     for each in (low, high):
         _require_valid(name, each, config, overrides)
-    whole = kind_of(_annotation(name, load_config(config, dict(overrides)))).removesuffix(" or null") == "a whole number"
+    is_integer = kind_of(_annotation(name, load_config(config, dict(overrides)))).removesuffix(" or null") == "a whole number"
     try:
         if low >= high or (step is not None and step <= 0):
             raise ValueError("expects low below high, and a step above 0")
-        if whole:
-            return IntDistribution(int(low), int(high), log, 1 if step is None else _whole_step(step))
+        if is_integer:
+            return IntDistribution(int(low), int(high), log, 1 if step is None else _integer_step(step))
         return FloatDistribution(float(low), float(high), log, step)
     except ValueError as error:
         raise ValueError(f"setting {name} has {written(value)}: {str(error).rstrip('.')}") from error
@@ -160,7 +160,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _whole_step(step: float) -> int:
+def _integer_step(step: float) -> int:
     if step != int(step):
         raise ValueError("expects a whole number as the step")
     return int(step)

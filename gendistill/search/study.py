@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -124,12 +125,12 @@ class StudyWorker:
 
         Raises:
             ValueError: the first trial cannot be run, or the storage fails.
-            Stopped: SIGTERM or Ctrl-C; another worker, or the same command, goes on with the trial.
+            Stopped: SIGTERM or Ctrl-C; another worker, or the same command, resumes the trial.
         """
         with storage_errors(self.location):
             try:
                 while self._is_open():
-                    self.study.optimize(self._objective, n_trials=1, catch=(ValueError,), callbacks=[self._told])
+                    self.study.optimize(self._objective, n_trials=1, catch=(ValueError,), callbacks=[self._report_ended])
                     self.lock.release()
             except ConfigError as error:
                 raise ValueError(str(error)) from error
@@ -201,11 +202,11 @@ class StudyWorker:
         """Put trials back whose worker holds the lock of its run folder no more: the system frees it when a process ends."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             file = self._lock_of(trial.user_attrs.get(RUN, trial.number))
-            if not file.exists():  # it is just starting, or is of another machine, whose heartbeat tells
+            if not file.exists():  # it is just starting, or is of another machine, with heartbeats
                 continue
             with suppress(Timeout), FileLock(file, timeout=0):
                 if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self.study.tell(trial.number, state=TrialState.FAIL)  # words: allowed
                     requeue(self.study, trial)
 
     def _hold(self, run: int) -> None:
@@ -233,7 +234,7 @@ class StudyWorker:
             return self._trained(trial, self.runs / str(run), values)
         except KeyboardInterrupt as stop:
             requeue(self.study, trial)
-            stop.args = ("stopped; the trial is kept. To go on with it, repeat the command",)
+            stop.args = ("stopped; the trial is kept. To resume it, repeat the command",)
             raise
         except ValueError as error:
             failed = sum(FAILURE in each.user_attrs for each in earlier)
@@ -264,14 +265,17 @@ class StudyWorker:
 
     def _costs(self, student: Path, steps: int) -> dict[str, float]:
         sampler = open_sampler(student, Opening(self.base.device or best_device()))
-        costs = measure_costs(sampler, [PROMPT], steps=steps, batch_sizes=(1,), repeats=5)
+        costs = measure_costs(sampler, [PROMPT], steps=steps, batch_sizes=(1,), min_seconds=1, energy_seconds=0)
         return {"latency": 1000 * costs.latency, "memory": (costs.parameter_bytes + costs.peak_memory.working) / 1e6}
 
-    def _told(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Report a trial that has ended."""
+    def _report_ended(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Report a trial that has ended. Its checkpoints are removed unless it failed: its student, log and images stay."""
         run = trial.user_attrs.get(RUN)
         if run is None:
             return
+        if trial.state != TrialState.FAIL:
+            for folder in (self.runs / str(run)).rglob("checkpoints"):
+                shutil.rmtree(folder, ignore_errors=True)
         best = best_trial(study)
         so_far = "" if best is None else f"; best so far {best.values[0]:.4g}, trial {best.user_attrs[RUN]}"
         if trial.state == TrialState.FAIL:
@@ -296,7 +300,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that have ended, without those that another trial went on with."""
+    """The trials that have ended, without those that another trial resumed."""
     return [trial for trial in study.get_trials(deepcopy=False) if _counts(trial) and trial.state.is_finished()]
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 HEARTBEAT = 60  # seconds between two signs of life of a trial in a database
 PATIENCE = 60  # seconds that a writer of SQLite waits for another one
-RUN, RESUMED = "run", "resumed"  # attributes of a trial: the number of its run folder, and whether it goes on with one
+RUN, RESUMED = "run", "resumed"  # attributes of a trial: the number of its run folder, and whether it resumes one
 
 
 def open_storage(location: str | None, folder: Path) -> BaseStorage:
@@ -48,7 +48,7 @@ def open_storage(location: str | None, folder: Path) -> BaseStorage:
 
 
 def requeue(study: Study, trial: FrozenTrial | Trial) -> None:
-    """Let another worker go on with the run folder of a trial whose worker has ended."""
+    """Let another worker resume the run folder of a trial whose worker has ended."""
     run = trial.user_attrs.get(RUN, trial.number)
     study.enqueue_trial(trial.params, user_attrs={RUN: run, RESUMED: True})
 
@@ -70,4 +70,4 @@ def _url(location: str) -> URL:
     try:
         return make_url(location)
     except SQLAlchemyError as error:
-        raise ValueError("storage: the URL cannot be read; expects DIALECT://USER:PASSWORD@HOST/DATABASE") from error
+        raise ValueError("storage: the URL cannot be read; expects postgresql://USER:PASSWORD@HOST/DATABASE") from error

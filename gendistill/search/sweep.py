@@ -232,7 +232,7 @@ def _measured(size: float, config: RunConfig, device: str) -> list[SweepRow]:
     rows = []
     for steps, (metric, distance, images) in sorted(distances_of(Path(config.out), config.steps).items()):
         sampler = open_sampler(_student(config, steps), Opening(device))
-        costs = measure_costs(sampler, [PROMPT], steps=steps, batch_sizes=(1,))
+        costs = measure_costs(sampler, [PROMPT], steps=steps, batch_sizes=(1,), min_seconds=1, energy_seconds=0)
         network = costs.components[NETWORK]
         parameters = sum(network.parameters.values())
         rows.append(

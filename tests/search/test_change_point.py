@@ -30,7 +30,7 @@ def test_it_finds_the_break_of_a_constructed_curve(break_at):
 
 
 @pytest.mark.parametrize("break_at", [0.65, 0.5, 0.4])
-def test_the_interval_covers_the_break_in_most_of_many_noisy_curves(break_at):
+def test_the_interval_covers_the_break_in_nearly_all_noisy_curves(break_at):
     """Of 150 curves it covers 94 to 99 %."""
     found = [change_point(list(students(break_at, 1.0, noise=0.1, seed=seed)), seed=seed) for seed in range(20)]
     assert sum(each.low <= break_at <= each.high for each in found) >= 17

@@ -1,6 +1,7 @@
 """`gendistill search`: trials of a few steps from the command line."""
 
 import json
+import signal
 import sys
 
 import optuna
@@ -78,6 +79,27 @@ def test_a_trial_whose_worker_was_killed_goes_on_in_its_run_folder(search, place
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_search_that_was_stopped_resumes_the_run_of_its_trial(search, place, number):
+    (place / "space.yaml").write_text("consistency.ema_decay: [0.95]\n")
+    words = ["search", "config.yaml", "--space", "space.yaml", "--out", "found", "--minutes-per-trial", "1", "--trials", "1"]
+    words += ["--set", "trainer.max_steps=300", "--set", "trainer.validate_every=300"]
+    worker = process_of_gendistill(words, place / "output", folder=place)
+    while not list(place.glob("found/trials/0/checkpoints/0*")) and not worker.ended_within(0.1):
+        pass
+    worker.signal(number)
+    code = worker.wait()
+    assert code == (-number if number == signal.SIGKILL else 143), worker.text
+    assert number == signal.SIGKILL or "To resume it, repeat the command" in worker.text
+    [trial] = search(*words[8:], space="consistency.ema_decay: [0.95]\n")["trials"]
+    assert trial["state"] == "complete"
+    log = (place / "found" / "trials" / "0" / "log.jsonl").read_text()
+    assert log.count('"data"') == 1  # which a run writes when it begins
+    assert not list(place.glob("found/trials/1"))
+    assert not list(place.glob("found/trials/0/checkpoints"))
+
+
+@pytest.mark.slow
 def test_a_front_of_quality_latency_and_memory(search):
     found = search("--trials", "2", "--objective", "quality,latency,memory")["trials"]
     assert all(trial["latency"] > 0 and trial["memory"] > 0 for trial in found)
@@ -134,6 +156,7 @@ def test_a_mistake_in_the_space_is_one_sentence(search, place, space, expected):
     [
         (["--storage", "sqlite:////nowhere/at/all.db"], "storage sqlite:////nowhere/at/all.db cannot be used: unable to open"),
         (["--storage", "nosuch://me:secret@host/db"], "storage nosuch://me:***@host/db cannot be used"),
+        (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "storage postgresql://me:***@127.0.0.1:1/db cannot be used"),
         (["--storage", "study.txt"], "storage study.txt: expects a file that ends in .log, or a URL"),
         (["--storage", "nowhere/study.log"], "its folder does not exist"),
         (["--sampler", "best"], "sampler best: expects one of tpe, random, grid"),

@@ -34,8 +34,8 @@ def test_a_sweep_measures_each_size_at_each_step_count_and_trains_no_finished_st
     assert [(row["size"], row["steps"]) for row in rows] == [(1.0, 1), (1.0, 2), (0.5, 1), (0.5, 2)]
     assert rows[2]["megabytes"] < 0.7 * rows[0]["megabytes"]
     assert all(row["milliseconds"] > 0 and row["metric"].startswith("fd") for row in rows)
-    whole, half = (load_config(place / "sizes" / "students" / size / "config.yaml") for size in ("1", "0.5"))
-    assert (whole.trainer.max_minutes, half.trainer.max_minutes) == (2, 1)  # compression gets the other half
+    full, half = (load_config(place / "sizes" / "students" / size / "config.yaml") for size in ("1", "0.5"))
+    assert (full.trainer.max_minutes, half.trainer.max_minutes) == (2, 1)  # compression gets the other half
     assert half.compress.factor == 2
     assert "no other student is better" in (place / "sizes" / "report.html").read_text()
     assert "| 0.5 | 2 |" in (place / "sizes" / "sweep.md").read_text()
