@@ -43,11 +43,13 @@ def search(
         float, typer.Option("--minutes-per-trial", min=0.01, help="Time limit of the training of each trial")
     ] = 2.0,
     out: Annotated[Path, typer.Option(help="Folder of the study, with a run folder for each trial")] = Path("runs/search"),
-    sampler: Annotated[str, typer.Option(help="tpe, random or grid")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="Choice of the trials: tpe, random or grid")] = "tpe",
     storage: Annotated[
         str | None, typer.Option(help="A .log file, or the URL of a database; default: SQLite in the folder of the study")
     ] = None,
-    objective: Annotated[str, typer.Option(help="quality, or quality,latency,memory for a Pareto front")] = "quality",
+    objective: Annotated[
+        str, typer.Option(help="Objectives: quality, or quality,latency,memory for a Pareto front")
+    ] = "quality",
     set_: Settings = None,
     device: Device = None,
     as_json: AsJson = False,

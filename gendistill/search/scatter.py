@@ -47,8 +47,7 @@ def scatter(
         if x_log:
             axes.set_xscale("log")
         if steps:
-            xs, ys = zip(*steps, strict=True)
-            axes.plot(xs, ys, drawstyle="steps-post", color=INK, linewidth=1, alpha=0.4)
+            axes.plot([x for x, _ in steps], [y for _, y in steps], drawstyle="steps-post", color=INK, linewidth=1, alpha=0.4)
         for filled in (False, True):
             chosen = [dot for dot in dots if dot.filled == filled]
             style = "full" if filled else "none"

@@ -14,6 +14,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from gendistill.run.config import config_text, load_config
@@ -152,7 +153,7 @@ class StudyWorker:
 
     def _study(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
         options = self.options
-        name, directions = self.folder.resolve().name, ["minimize"] * len(options.objectives)
+        name, directions = self.folder.resolve().name, [StudyDirection.MINIMIZE] * len(options.objectives)
         shared = {
             "config": config_text(self.base.model_copy(update={"out": "", "device": None})),
             "space": {name: repr(each) for name, each in self.space.distributions.items()},

@@ -56,9 +56,10 @@ def requeue(study: Study, trial: FrozenTrial | Trial) -> None:
 @contextmanager
 def storage_errors(location: str, *errors: type[Exception]) -> Iterator[None]:
     """Raise ValueError, in one sentence, if a database fails inside the context, or at another one of the `errors`."""
+    caught: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, *errors)
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError, *errors) as error:
+    except caught as error:
         cause = getattr(error, "orig", None) or error.__cause__ or error
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise ValueError(

@@ -247,7 +247,7 @@ def distances_of(run: Path, steps: list[int]) -> dict[int, tuple[str, float, int
 
     They are those of the choice of its solver, which has the most images, or else of its best validation.
     """
-    found = {}
+    found: dict[int, tuple[str, float, int]] = {}
     for log in (run / LOG, *sorted(run.glob(f"stages/*/{LOG}"))):
         if not log.is_file() or log.parent.name == "compression":
             continue
