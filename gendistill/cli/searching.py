@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -55,10 +56,15 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search for better settings of CONFIG. The same command continues a study, and adds a worker to it."""
+    from optuna.exceptions import ExperimentalWarning
+
     from gendistill.search.study import SearchOptions, StudyWorker
     from gendistill.search.study_report import write_results
 
     quieten_libraries()
+    warnings.filterwarnings(
+        "ignore", category=ExperimentalWarning
+    )  # of Optuna: constant_liar and heartbeats are used knowingly
     settings = ({} if device is None else {"device": device}) | parse_settings(set_ or [])
     objectives = tuple(objective.split(","))
     worker = StudyWorker(SearchOptions(config, space, out, trials, minutes, settings, sampler, storage, objectives), print_line)

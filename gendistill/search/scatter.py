@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from gendistill.evaluation.reporting.colours import INK, model_colour
 from gendistill.evaluation.reporting.plot import Plot, letters_in
@@ -46,6 +47,11 @@ def scatter(
         axes.grid(visible=False, axis="x")
         if x_log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter("{x:g}")
+        elif all(isinstance(dot.x, int) for dot in dots):
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if steps:
             axes.plot([x for x, _ in steps], [y for _, y in steps], drawstyle="steps-post", color=INK, linewidth=1, alpha=0.4)
         for filled in (False, True):

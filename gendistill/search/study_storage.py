@@ -43,7 +43,7 @@ def open_storage(location: str | None, folder: Path) -> BaseStorage:
             url.render_as_string(hide_password=False),
             engine_kwargs=options,
             heartbeat_interval=HEARTBEAT,
-            failed_trial_callback=requeue,
+            heartbeat_stale_trial_callback=requeue,
         )
 
 
