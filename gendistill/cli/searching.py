@@ -64,7 +64,7 @@ def search(
     quieten_libraries()
     warnings.filterwarnings(
         "ignore", category=ExperimentalWarning
-    )  # of Optuna: constant_liar and heartbeats are used knowingly
+    )  # of Optuna: constant_liar, heartbeats
     settings = ({} if device is None else {"device": device}) | parse_settings(set_ or [])
     objectives = tuple(objective.split(","))
     worker = StudyWorker(SearchOptions(config, space, out, trials, minutes, settings, sampler, storage, objectives), print_line)

@@ -28,6 +28,13 @@ def sweep(place, monkeypatch, capsys):
     return run
 
 
+def test_a_sweep_of_one_size_measures_each_step_count(sweep, place):
+    found = sweep("--sizes", "1.0")
+    assert [(row["size"], row["steps"]) for row in found["students"]] == [(1.0, 1), (1.0, 2)]
+    assert "needs 4 sizes or more" in (place / "sizes" / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_a_sweep_measures_each_size_at_each_step_count_and_trains_no_finished_student_again(sweep, place):
     found = sweep()
     rows = found["students"]
