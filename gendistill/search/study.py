@@ -25,7 +25,7 @@ from gendistill.sampling.costs import measure_costs
 from gendistill.sampling.load import Opening, open_sampler
 from gendistill.search.minutes import timed_config
 from gendistill.search.space import SearchSpace, read_space
-from gendistill.search.study_storage import RESUMED, RUN, open_storage, requeue, storage_errors
+from gendistill.search.study_storage import RESUMED, RUN, described, open_storage, requeue, storage_errors
 from gendistill.training.state import TrainState, Validation
 
 OBJECTIVES = {
@@ -115,7 +115,7 @@ class StudyWorker:
         self.runs = make_folder(self.folder / "trials")
         self.lock = FileLock(self._lock_of(0))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.location = options.storage or str(self.folder / "study.db")
+        self.location = described(options.storage, self.folder)
         with FileLock(self.folder / ".search.lock"):  # two workers that start at once make one study
             storage = open_storage(options.storage, self.folder)
             with storage_errors(self.location):

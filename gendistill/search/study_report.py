@@ -35,7 +35,7 @@ from gendistill.run.config import save_config
 from gendistill.runtime.files import atomic_write
 from gendistill.search.scatter import Dot, scatter
 from gendistill.search.study import FAILURE, OBJECTIVES, StudyWorker, best_trial, counted_trials
-from gendistill.search.study_storage import RUN
+from gendistill.search.study_storage import RUN, storage_errors
 from gendistill.settings.kinds import written
 
 REPORT, FIGURES, BEST = "report.html", "search.json", "best.yaml"
@@ -43,7 +43,16 @@ MIN_TRIALS = 4  # complete ones, for an importance
 
 
 def write_results(worker: StudyWorker) -> list[Path]:
-    """Write the page, the figures and the best config of a study into its folder; returns the files."""
+    """Write the page, the figures and the best config of a study into its folder; returns the files.
+
+    Raises:
+        ValueError: the storage fails, or a file cannot be written.
+    """
+    with storage_errors(worker.location):
+        return _write_results(worker)
+
+
+def _write_results(worker: StudyWorker) -> list[Path]:
     trials, folder = counted_trials(worker.study), worker.folder
     if not trials:
         return []

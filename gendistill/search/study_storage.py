@@ -67,6 +67,13 @@ def storage_errors(location: str, *errors: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def described(location: str | None, folder: Path) -> str:
+    """The storage in an error: without a password."""
+    if location is None:
+        return str(folder / "study.db")
+    return _url(location).render_as_string() if "://" in location else location
+
+
 def _url(location: str) -> URL:
     try:
         return make_url(location)

@@ -13,7 +13,7 @@ from gendistill import cli
 from gendistill.run.config import load_config, save_config
 from gendistill.search.space import read_space
 from gendistill.search.study import InOrder
-from gendistill.search.study_storage import RUN
+from gendistill.search.study_storage import RUN, described
 
 SPACE = """
 trainer.learning_rate: {low: 1e-4, high: 1e-2, log: true}
@@ -168,6 +168,14 @@ def test_a_mistake_in_the_space_is_one_sentence(search, place, space, expected):
 )
 def test_a_mistake_in_an_option_is_one_sentence(search, arguments, expected):
     assert expected in search(*arguments, code=2)
+
+
+def test_a_database_that_fails_in_a_search_is_one_sentence_without_its_password(search, place):
+    """Here a SQLite file that another program has replaced."""
+    search("--trials", "1", "--storage", f"sqlite:///{place}/study.db")
+    (place / "study.db").write_bytes(b"something else" * 99)
+    assert "study.db cannot be used: file is not a database" in search("--storage", f"sqlite:///{place}/study.db", code=2)
+    assert described("postgresql://me:secret@host/db", place) == "postgresql://me:***@host/db"
 
 
 def test_ranges_have_the_type_of_their_setting(tmp_path):
