@@ -21,6 +21,7 @@ FLOORS = {
             "methods sampling",
             "evaluation serve",
             "run",
+            "search",
             "cli",
         ),
         start=0,

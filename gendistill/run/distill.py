@@ -31,7 +31,7 @@ from gendistill.training.optimizers import require_optimizer
 from gendistill.training.processes import join_processes
 from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
-from gendistill.training.trainer import Trainer, TrainingResult, Validate
+from gendistill.training.trainer import OnValidation, Trainer, TrainingResult, Validate
 
 
 class RunOfKind(Protocol):
@@ -111,13 +111,17 @@ class DistillResult:
 
 
 @missing_extras_named()
-def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
+def distill(
+    config: RunConfig | None = None, *, resume: bool = False, on_validation: OnValidation | None = None, **settings: Any
+) -> DistillResult:
     """Distill a teacher and write a run folder with the student. Under `accelerate launch` all processes work on one run.
 
         distill(teacher="my-model", data={"path": "my-images"}, lora={"enabled": True}, out="runs/mine")
 
     Args:
         config: all settings, from `load_config`; the alternative is settings by name.
+        on_validation: called with the state and the result of each validation of the student with the main step count; an
+            exception that it raises ends the run, without a student.
 
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk is full, or training diverged; in one
@@ -139,7 +143,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     locked: AbstractContextManager[None] = folder_lock(run, "out") if processes.is_main_process else nullcontext()
     with user_errors(config, processes.num_processes), locked:
         try:
-            result = _distill(kind(config, processes), run, processes, resume)
+            result = _distill(kind(config, processes), run, processes, resume, on_validation)
         except KeyboardInterrupt as stop:
             processes.destroy_process_group()
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
@@ -163,7 +167,9 @@ def stage_folder(run: Path, folder: str) -> Path:
     return run / former if former is not None and (run / former).is_dir() else run / folder
 
 
-def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) -> DistillResult:
+def _distill(
+    kind: RunOfKind, run: Path, processes: PartialState, resume: bool, on_validation: OnValidation | None
+) -> DistillResult:
     config, main = kind.config, None
     if resume:
         require_same_settings(run, config)
@@ -177,14 +183,22 @@ def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) 
             raise replacement_error(run / stage.student)  # other stages do have checkpoints
         validate = kind.validator(stage, make_folder(folder / "samples"))
         cpu = processes.device.type == "cpu"
+        is_main = stage.student is not None and (not stage.steps or (stage.config or config).steps[0] in stage.steps)
         trainer = Trainer(
-            stage.method, kind.data(stage), stage.trainer, folder, seed=config.seed + number, validate=validate, cpu=cpu
+            stage.method,
+            kind.data(stage),
+            stage.trainer,
+            folder,
+            seed=config.seed + number,
+            validate=validate,
+            on_validation=on_validation if is_main else None,
+            cpu=cpu,
         )
         training = trainer.train(resume=resume)
         if stage.student is None:
             continue
         exported, description = kind.export(stage, training, run / stage.student)
-        if not stage.steps or (stage.config or config).steps[0] in stage.steps:
+        if is_main:
             main = DistillResult(run / stage.student, exported, description, training, stage.method, processes.is_main_process)
     assert main is not None  # every method has a student of the main step count
     return main

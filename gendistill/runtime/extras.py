@@ -21,6 +21,8 @@ EXTRAS = {
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
+    "optuna": "search",
+    "sqlalchemy": "search",
     "lpips": "lpips",
     "codecarbon": "energy",
     "torchao": "torchao",

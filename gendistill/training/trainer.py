@@ -29,6 +29,7 @@ from gendistill.training.stopping import Stopped, StopSignals
 from gendistill.training.trainer_config import TrainerConfig
 
 Validate = Callable[[int], Validation]
+OnValidation = Callable[[TrainState, Validation], None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Trainer:
     Args:
         validate: called with the step every `validate_every` steps, on every process; it should evaluate the EMA. The result of
             the main process counts. Without it the EMA of the last step becomes the student.
+        on_validation: called on every process with the state and the result after each validation; an exception of it ends the
+            training, without a student.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class Trainer:
         *,
         seed: int,
         validate: Validate | None = None,
+        on_validation: OnValidation | None = None,
         cpu: bool = False,
     ) -> None:
         self.method, self.data, self.config, self.seed, self.validate = method, data, config, seed, validate
-        self.run_folder = run_folder
+        self.run_folder, self.on_validation = run_folder, on_validation
         join_processes(config, "cpu" if cpu else "")
         self.accelerator = Accelerator(
             mixed_precision="no",  # accelerate has one for all stages, and unscales all optimizers; see `mixed_precision.py`
@@ -176,6 +180,8 @@ class Trainer:
         if state.add(validation) and self.accelerator.is_main_process:
             self.checkpoints.save_best(state.step, average, asdict(validation))
         state.end(validation.reason_to_end or self.method.stop_reason({}))
+        if self.on_validation is not None:
+            self.on_validation(state, validation)
         return True
 
     def _log(self, losses: dict[str, Tensor]) -> str:

@@ -12,8 +12,10 @@ from typer.main import get_command
 
 from gendistill import cli
 from gendistill.cli.shared import app, parse_settings
+from gendistill.configs import PRESETS
 from gendistill.evaluation.probes import Probes
 from gendistill.run.config import load_config
+from gendistill.search.space import read_space
 
 # Commands that no test runs, by their beginning, and why.
 NOT_RUN = {
@@ -23,6 +25,8 @@ NOT_RUN = {
     ("python", "scripts/gpu_check.py"): "it needs a GPU; tests/test_gpu_check.py runs it in small on a CPU",
     ("python", "scripts/recipes/"): "it trains for minutes; its file is checked",
     ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
+    ("gendistill", "search"): "it trains for minutes; tests/search runs it in small",
+    ("gendistill", "sweep"): "it trains for minutes; tests/search runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }
 # Python that no test runs, by what it holds, and why.
@@ -80,7 +84,7 @@ def test_every_command_uses_options_and_settings_that_exist(monkeypatch):
 
 def test_settings_in_files_are_settings():
     for block in BLOCKS:
-        if block.language == "yaml" and "attributes:" not in block.text:
+        if block.language == "yaml" and "attributes:" not in block.text and "low:" not in block.text:
             load_config(None, _dotted(yaml.safe_load(block.text)))
 
 
@@ -120,6 +124,14 @@ def run(command, block, monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code in (0, None), f"{block}: {' '.join(command)}: exit code {end.value.code}"
+
+
+def test_the_space_of_the_guide_is_a_space_of_the_demo(tmp_path):
+    (block,) = [block for block in BLOCKS if block.language == "yaml" and "low:" in block.text]
+    path = Path(tmp_path, "space.yaml")
+    path.write_text(block.text)
+    space = read_space(path, PRESETS["demo"], {})
+    assert space.own_parameters(load_config(PRESETS["demo"])) is not None
 
 
 def test_probes_of_the_guide_are_probes(tmp_path):
