@@ -86,7 +86,9 @@ def _evaluate_students(
         teacher, config=pinned, revision=revision, dtype=usable_dtype(config.dtype or "float32"), device=device
     )
     teacher_folder = Path(asset_path(teacher))
-    rows_of_teacher = stored_rows(teacher_folder, rows[0]) or teacher_rows(teacher_sampler, evaluator, teacher_folder.name)
+    rows_of_teacher = stored_rows(teacher_folder, rows[0]) or teacher_rows(
+        teacher_sampler, evaluator, teacher_folder.name, config.teacher_scales
+    )
     if wants_fidelity(evaluator):
         rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
     call_cost = relative_call_cost(sampler, teacher_sampler)

@@ -32,6 +32,7 @@ from gendistill.training.processes import join_processes
 from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
 from gendistill.training.trainer import Trainer, TrainingResult, Validate
+from gendistill.training.trainer_config import TrainerConfig
 
 
 class RunOfKind(Protocol):
@@ -111,13 +112,20 @@ class DistillResult:
 
 
 @missing_extras_named()
-def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
+def distill(
+    config: RunConfig | None = None,
+    *,
+    resume: bool = False,
+    minutes_left: Callable[[], float] | None = None,
+    **settings: Any,
+) -> DistillResult:
     """Distill a teacher and write a run folder with the student. Under `accelerate launch` all processes work on one run.
 
         distill(teacher="my-model", data={"path": "my-images"}, lora={"enabled": True}, out="runs/mine")
 
     Args:
         config: all settings, from `load_config`; the alternative is settings by name.
+        minutes_left: called when a stage begins; it trains no longer than that, even where `trainer.max_minutes` is more.
 
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk is full, or training diverged; in one
@@ -139,7 +147,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     locked: AbstractContextManager[None] = folder_lock(run, "out") if processes.is_main_process else nullcontext()
     with user_errors(config, processes.num_processes), locked:
         try:
-            result = _distill(kind(config, processes), run, processes, resume)
+            result = _distill(kind(config, processes), run, processes, resume, minutes_left)
         except KeyboardInterrupt as stop:
             processes.destroy_process_group()
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
@@ -157,13 +165,20 @@ def _continued(config: RunConfig, run: Path, processes: PartialState) -> str:
     return f"to resume, run: {shlex.join([*program, 'distill', '--config', str(saved), '--resume'])}"
 
 
+def _limited(trainer: TrainerConfig, minutes: float) -> TrainerConfig:
+    """The settings of a training that ends after some minutes, if not sooner; it makes one step even where none are left."""
+    return trainer.model_copy(update={"max_minutes": max(0.001, min(minutes, trainer.max_minutes or minutes))})
+
+
 def stage_folder(run: Path, folder: str) -> Path:
     """The folder of a stage in a run; a run of an earlier version resumes in the folder's former name."""
     former = {f"stages/{GUIDANCE_STAGE}": "stages/imitation"}.get(folder)
     return run / former if former is not None and (run / former).is_dir() else run / folder
 
 
-def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) -> DistillResult:
+def _distill(
+    kind: RunOfKind, run: Path, processes: PartialState, resume: bool, minutes_left: Callable[[], float] | None
+) -> DistillResult:
     config, main = kind.config, None
     if resume:
         require_same_settings(run, config)
@@ -177,9 +192,8 @@ def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) 
             raise replacement_error(run / stage.student)  # other stages do have checkpoints
         validate = kind.validator(stage, make_folder(folder / "samples"))
         cpu = processes.device.type == "cpu"
-        trainer = Trainer(
-            stage.method, kind.data(stage), stage.trainer, folder, seed=config.seed + number, validate=validate, cpu=cpu
-        )
+        limits = stage.trainer if minutes_left is None else _limited(stage.trainer, minutes_left())
+        trainer = Trainer(stage.method, kind.data(stage), limits, folder, seed=config.seed + number, validate=validate, cpu=cpu)
         training = trainer.train(resume=resume)
         if stage.student is None:
             continue
