@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.markup import escape
 
@@ -33,12 +34,15 @@ from gendistill.cli.shared import (
     show,
 )
 
+YOUNG = 60.0  # seconds: the age of a program that has done nothing but start
+
 
 @app.command(
     cls=Command,
     rich_help_panel=DISTILL,
     epilog="[bold]Examples[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
     "--set data.caption=subcategory --out runs/mine\n\n"
+    "gendistill distill my-model/ --budget 2h --memory 12GB --for '4 steps' --prompts prompts.txt --out runs/mine\n\n"
     "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data images/ "
     "--out runs/small",
 )
@@ -105,7 +109,7 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Distill TEACHER: a diffusion model into a few-step student that diffusers opens, a GAN into a smaller one."""
-    started = time.monotonic()
+    started = _started()
     from gendistill.run.config import config_text, load_config
     from gendistill.run.distill import distill as run
     from gendistill.run.dry_run import dry_run as plan
@@ -178,7 +182,7 @@ def _distill_in_budget(
 
     seconds = parse_seconds("--budget", budget)
     free = None if memory is None else parse_gib("--memory", memory)
-    plan = plan_budget(settings, seconds, memory=free, purpose=purpose or "any steps")
+    plan = plan_budget(settings, seconds, memory=free, purpose=purpose or "any steps", started=started)
     if dry_run and as_json:
         timetable, evaluation = dataclasses.asdict(plan.timetable), dataclasses.asdict(plan.evaluation)
         found = {"timetable": timetable, "evaluation": evaluation, "rules": plan.reasons, "forecast": plan.forecast}
@@ -199,6 +203,12 @@ def _distill_in_budget(
     if result.comparison is not None:
         show(result.comparison.table())
         report_files(result.comparison.files)
+
+
+def _started() -> float:
+    """`time.monotonic()` at the start of this program, or now, where it is a program that calls many commands."""
+    age = time.time() - psutil.Process().create_time()
+    return time.monotonic() - (age if age < YOUNG else 0)
 
 
 def _teacher(teacher: str | None, method: str | None, config: Path | None) -> str | None:

@@ -16,12 +16,12 @@ import torch
 
 from gendistill.evaluation.student_report import StudentComparison
 from gendistill.methods import RunConfig, recipe_of
-from gendistill.run.budget_evaluation import EvaluationSize, at_most, evaluate_sized, evaluation_seconds, evaluation_sizes
+from gendistill.run.budget_evaluation import EvaluationSize, evaluate_sized, evaluation_seconds, evaluation_sizes, time_limit
 from gendistill.run.budget_forecast import embedded_name, forecast
 from gendistill.run.budget_memory import fitting_memory
 from gendistill.run.budget_probe import Rates, probe
 from gendistill.run.budget_rules import BATCHES, Facts, chosen_rules, chosen_settings
-from gendistill.run.budget_timetable import Timetable, scheduled, validation_seconds
+from gendistill.run.budget_timetable import END, Timetable, scheduled, validation_seconds
 from gendistill.run.config import load_config
 from gendistill.run.denoisers import DenoiserRun, count_parameters
 from gendistill.run.distill import DistillResult, distill
@@ -86,7 +86,12 @@ def steps_for(purpose: str) -> list[int]:
 
 
 def plan_budget(
-    settings: dict[str, Any], seconds: float, *, memory: float | None = None, purpose: str = "any steps"
+    settings: dict[str, Any],
+    seconds: float,
+    *,
+    memory: float | None = None,
+    purpose: str = "any steps",
+    started: float | None = None,
 ) -> BudgetPlan:
     """Plan a run by `budget_rules.RULES` and the measured speed of this machine. Writes nothing but the measurement.
 
@@ -95,10 +100,12 @@ def plan_budget(
         seconds: from the start of the command to the end of the evaluation.
         memory: GiB; what is free if None.
         purpose: see `steps_for`.
+        started: `time.monotonic()` at the start of the command; now if None.
 
     Raises:
         ValueError: the budget is too short, nothing fits the memory, or a setting, the teacher or the data cannot be used.
     """
+    started = time.monotonic() if started is None else started
     for name in DECIDED:
         if name in settings:
             raise ValueError(f"{name} {settings[name]}: --budget chooses it; expects --for, or a run without --budget")
@@ -129,7 +136,7 @@ def plan_budget(
 
     batch = {"trainer.batch_size": BATCHES[0], "trainer.gradient_accumulation_steps": parts}
     candidates = {each.method: each for each in (configured(count, batch)[0] for count in (0, math.inf))}
-    rates = probe(list(candidates.values()))
+    rates = probe(list(candidates.values()), started)
     config, table, evaluation, reasons = scheduled(seconds, rates, family.guided, parts, configured)
     aligns = recipe_of(config).data_needs(config) == "trajectories"
     steps = table.training / (rates.steps[config.method] * config.trainer.batch_size)
@@ -158,7 +165,7 @@ def distill_in_budget(plan: BudgetPlan, started: float) -> BudgetResult:
     comparison = None
     if size is not None:
         try:
-            with at_most(deadline - time.monotonic() - 1):
+            with time_limit(deadline - time.monotonic() - END):
                 comparison = evaluate_sized(size, plan.config, distilled.student_folder, plan.rates.extractor, plan.rates.texts)
         except TimeoutError:
             pass
@@ -173,7 +180,7 @@ def distill_in_budget(plan: BudgetPlan, started: float) -> BudgetResult:
         "training": round(distilled.training.seconds, 1),
         "planned": {name: round(value, 1) for name, value in asdict(plan.timetable).items()},
         "evaluation": None if size is None or comparison is None else asdict(size),
-        "rates": asdict(plan.rates),
+        "rates": {name: value for name, value in asdict(plan.rates).items() if name != "teacher_calls"},
     }
     with atomic_write(Path(plan.config.out).expanduser() / REPORTED) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
@@ -195,7 +202,7 @@ def _affordable(plan: BudgetPlan, left: float, slower: float) -> EvaluationSize 
     for size in sizes[sizes.index(plan.evaluation) :]:
         if slower * evaluation_seconds(size, plan.rates, plan.config, plan.guided) <= left:
             return size
-    return sizes[-1] if left > 1 else None
+    return sizes[-1] if left > END else None
 
 
 def teacher_of_files(config: RunConfig) -> tuple[Family, int]:

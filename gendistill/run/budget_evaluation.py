@@ -132,7 +132,7 @@ def evaluate_sized(size: EvaluationSize, config: RunConfig, student: Path, extra
     """Evaluate the student of a run against its training images, or those of its teacher, into the run folder.
 
     Raises:
-        TimeoutError: within `at_most`, when the time is over.
+        TimeoutError: within `time_limit`, when the time is over.
     """
     run = Path(config.out).expanduser()
     reference, caption = reference_of(config), config.data.caption
@@ -176,7 +176,7 @@ def write_teacher_images(config: RunConfig, folder: Path) -> Path:
 
 
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """A block that ends after `seconds` with a TimeoutError, in the main thread of a system that has timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield

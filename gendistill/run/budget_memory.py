@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import psutil
@@ -30,18 +32,24 @@ def fitting_memory(settings: dict[str, Any], family: Family, device: str, memory
     available = free_memory(device) if memory is None else memory
     if family.bounded:
         return {}, "memory: not predicted for a teacher of pixels; all weights"
-    context = CUDA_CONTEXT if device == "cuda" else 0
-    least = float("inf")
-    for name, changes in memory_ladder(family):
-        config = load_config(None, {**changes, **settings})
-        needed = (step_needs(config, cpu=device == "cpu").peak + context) / 2**30
-        if needed <= available:
-            return changes, f"memory: {name}, {needed:.2f} GiB predicted of {available:.2f} GiB"
-        least = min(least, needed)
-    raise ValueError(
-        f"memory of {available:.2f} GiB: no settings of {config.teacher} fit, the least that would do is {least:.2f} GiB; "
-        "expects more memory, a smaller data.resolution or a smaller teacher"
-    )
+    context, ladder = CUDA_CONTEXT if device == "cuda" else 0, list(memory_ladder(family))
+
+    @cache
+    def needed(rung: int) -> float:
+        config = load_config(None, {**ladder[rung][1], **settings})
+        return (step_needs(config, cpu=device == "cpu").peak + context) / 2**30
+
+    def fits(rung: int) -> bool:
+        return needed(rung) <= available
+
+    rung = 0 if fits(0) else bisect_left(range(len(ladder)), True, lo=1, key=fits)  # each needs less than the one before
+    if rung == len(ladder):
+        raise ValueError(
+            f"memory of {available:.2f} GiB: no settings of {settings['teacher']} fit, the least that would do is "
+            f"{needed(rung - 1):.2f} GiB; expects more memory, a smaller data.resolution or a smaller teacher"
+        )
+    name, changes = ladder[rung]
+    return changes, f"memory: {name}, {needed(rung):.2f} GiB predicted of {available:.2f} GiB"
 
 
 def memory_ladder(family: Family) -> Iterator[tuple[str, dict[str, Any]]]:

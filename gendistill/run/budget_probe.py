@@ -59,7 +59,7 @@ class Rates:
     """Seconds that the parts of a run take on this machine, and what it found of the teacher.
 
     Attributes:
-        seconds: of the probe.
+        seconds: from the start of the command to the end of the probe.
         opening: to open the teacher.
         call: a network call for one image, without gradients.
         steps: an optimizer step for one sample, by method.
@@ -96,8 +96,11 @@ class Rates:
     texts: bool
 
 
-def probe(configs: list[RunConfig]) -> Rates:
+def probe(configs: list[RunConfig], started: float) -> Rates:
     """The rates of a teacher with the settings of each of several methods, measured within the last hour or now.
+
+    Args:
+        started: `time.monotonic()` at the start of the command.
 
     Raises:
         ValueError: the teacher or the data cannot be opened.
@@ -108,7 +111,7 @@ def probe(configs: list[RunConfig]) -> Rates:
             return TypeAdapter(Rates).validate_python(json.loads(file.read_text()))
     except (OSError, ValueError):
         pass
-    rates = measured_rates(configs)
+    rates = measured_rates(configs, started)
     make_folder(file.parent)
     with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(asdict(rates)) + "\n")
@@ -122,14 +125,14 @@ def _key(configs: list[RunConfig]) -> str:
     return hashlib.sha256(json.dumps([machine, parts]).encode()).hexdigest()[:16]
 
 
-def measured_rates(configs: list[RunConfig]) -> Rates:
+def measured_rates(configs: list[RunConfig], started: float) -> Rates:
     """Measure the rates; see `probe`."""
-    began, config = time.perf_counter(), configs[0]
+    config = configs[0]
     device = usable_device(config.device)
     read, images = _reading(config)
     measured, examples = _of_teacher(config, device)
     steps = {each.method: _step_seconds(each, device, examples) for each in configs}
-    return Rates(seconds=time.perf_counter() - began, steps=steps, read=read, images=images, **measured)
+    return Rates(seconds=time.monotonic() - started, steps=steps, read=read, images=images, **measured)
 
 
 def _of_teacher(config: RunConfig, device: str) -> tuple[dict[str, Any], Conditioning]:

@@ -86,7 +86,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        f"half of the time gives {MIN_TRAJECTORIES:,} trajectories of {TRAJECTORY_STEPS} steps for tiny-sd on two "
+        f"half of the time gives {MIN_TRAJECTORIES:,} trajectories of {TRAJECTORY_STEPS} steps; for tiny-sd on two "
         "cores a budget of some 15 minutes",
         "tiny-sd: alignment with 16,384 trajectories closes 0.953, 0.976 and 0.930 of the gap at 4, 2 and 1 calls in an hour, "
         "consistency 0.79, 0.97 and 0.97",
@@ -138,14 +138,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "precision",
         "a GPU with bfloat16",
-        "not measured; float32 weights, the forward pass in bfloat16",
+        "not measured; the teacher in bfloat16, the trained weights in float32",
         lambda facts: facts.device == "cuda" and facts.bf16,
         {"dtype": "bfloat16", "trainer.mixed_precision": "bf16"},
     ),
     Rule(
         "precision",
         "another CUDA GPU",
-        "not measured; float32 weights, the forward pass in float16 with scaled losses",
+        "not measured; the teacher in float16, the trained weights in float32 with scaled losses",
         lambda facts: facts.device == "cuda",
         {"dtype": "float16", "trainer.mixed_precision": "fp16"},
     ),
@@ -202,4 +202,4 @@ def num_trajectories(seconds: float, each: float, step: float, batch: int) -> in
         step: seconds of an optimizer step on `batch` samples.
     """
     count = max(seconds / 2 / each, seconds / (each + VISITS * step / batch))
-    return max(batch, min(MAX_TRAJECTORIES, int(count) // 256 * 256 or int(count)))
+    return max(batch, min(MAX_TRAJECTORIES, int(count)))

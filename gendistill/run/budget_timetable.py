@@ -27,7 +27,7 @@ from gendistill.run.budget_rules import (
 )
 from gendistill.settings.quantities import duration
 
-START = 10.0  # seconds until the libraries are imported and the networks of a plan are built
+END = 3.0  # seconds to print the result and to end the program
 WRITING = 100 * 2**20  # bytes a second of checkpoints and exports
 COPIES = 5  # of the weights that are written after the training: a checkpoint with two moments, the best, the student
 FIRST_STEPS = 20  # optimizer steps of a training, at least
@@ -41,7 +41,7 @@ class Timetable:
     """Seconds of the parts of a run: what is reserved, and the training with what is left.
 
     Attributes:
-        planning: start of the program and probe.
+        planning: start and end of the program, and the probe.
         preparation: opening of the teacher, encoding of the data and reading of the reference.
         generation: images and trajectories that the teacher generates.
         validation: the last validation and the choice of the solver.
@@ -80,23 +80,23 @@ def scheduled(
         ValueError: the time is too short for one validation, with the least that would do.
     """
     config, _ = configured(0, {})
-    planning, preparation, export = START + rates.seconds, _preparation(rates, config), _export(rates)
-    fewest, most = SYNTHETIC if config.data.path is None else (0, 0)
+    planning, preparation, export = END + rates.seconds, _preparation(rates, config), _export(rates)
+    fewest, limit = SYNTHETIC if config.data.path is None else (0, 0)
     sizes = evaluation_sizes(config)
     changes: dict[str, Any] = {"data.num_synthetic": fewest} if fewest else {}
     config, _ = configured(0, changes)
     costs = [evaluation_seconds(size, rates, config, guided) for size in sizes]
     chosen = next((n for n, cost in enumerate(costs) if cost <= EVALUATION_FRACTION * seconds), len(sizes) - 1)
     smallest = validation_seconds(VALIDATED[-1], rates, config.steps)
-    least_training = smallest + FIRST_STEPS * BATCHES[-1] * max(rates.steps.values())
-    least = planning + preparation + export + _generation(rates, config, guided) + 2 * smallest + least_training
+    min_training = smallest + FIRST_STEPS * BATCHES[-1] * max(rates.steps.values())
+    minimum = planning + preparation + export + _generation(rates, config, guided) + 2 * smallest + min_training
     usable = seconds * (1 - SAFETY)
-    if least + costs[chosen] > usable:
+    if minimum + costs[chosen] > usable:
         chosen = len(sizes) - 1
-    if least + costs[chosen] > usable:
+    if minimum + costs[chosen] > usable:
         raise ValueError(
             f"a budget of {duration(seconds)} is too short for one validation of this teacher; the least that would do is "
-            f"{duration((least + costs[chosen]) / (1 - SAFETY))}"
+            f"{duration((minimum + costs[chosen]) / (1 - SAFETY))}"
         )
     rest = usable - planning - preparation - export - costs[chosen]
     validated = next((n for n in VALIDATED if validation_seconds(n, rates, config.steps) <= 0.1 * rest), VALIDATED[-1])
@@ -108,7 +108,7 @@ def scheduled(
     changes |= {"trainer.num_validation": validated, "trainer.num_solver_images": SOLVER_IMAGES if picks else 0}
     if fewest:
         each = _image_seconds(rates, config, guided)
-        changes["data.num_synthetic"] = min(most, max(fewest, int(SYNTHETIC_FRACTION * rest / each)))
+        changes["data.num_synthetic"] = min(limit, max(fewest, int(SYNTHETIC_FRACTION * rest / each)))
     config, _ = configured(0, changes)
     free = rest - _generation(rates, config, guided)
     trajectory = TRAJECTORY_STEPS * (2 if guided else 1) * rates.call
@@ -122,10 +122,10 @@ def scheduled(
     config, _ = configured(free / 2 / trajectory, changes)
     generation = _generation(rates, config, guided)
     training = rest - generation
-    if training < least_training:
+    if training < min_training:
         raise ValueError(
             f"a budget of {duration(seconds)} is too short for this data; the least that would do is "
-            f"{duration(seconds + (least_training - training) / (1 - SAFETY))}"
+            f"{duration(seconds + (min_training - training) / (1 - SAFETY))}"
         )
     config, _ = configured(
         free / 2 / trajectory, changes | _limits(config, training, one, config.trainer.batch_size * sample, rates)
@@ -145,15 +145,15 @@ def _limits(config: RunConfig, training: float, validation: float, step: float, 
     """Length of the training, and intervals of its validations and checkpoints."""
     count = int(VALIDATION_FRACTION * training / validation)  # in addition to the first and the last
     steps = max(1, int((training - (1 + count) * validation) / step))
-    most = 4 * steps  # the time is the limit
+    max_steps = 4 * steps  # the time is the limit
     if recipe_of(config).data_needs(config) == "trajectories":
-        most = min(most, max(1, VISITS * config.align.trajectories // config.trainer.batch_size))
+        max_steps = min(max_steps, max(1, VISITS * config.align.trajectories // config.trainer.batch_size))
     saving = COPIES * rates.bytes / WRITING / SAVED_FRACTION / 60
     return {
         "trainer.max_minutes": math.floor(training / 60 * 100) / 100 or training / 60,
-        "trainer.max_steps": most,
-        "trainer.validate_every": max(1, min(steps, most) // (count + 1)) if count else most,
-        "trainer.checkpoint_every": most,
+        "trainer.max_steps": max_steps,
+        "trainer.validate_every": max(1, min(steps, max_steps) // (count + 1)) if count else max_steps,
+        "trainer.checkpoint_every": max_steps,
         "trainer.checkpoint_minutes": round(max(CHECKPOINT_MINUTES, saving), 1),
     }
 

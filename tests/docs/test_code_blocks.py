@@ -22,6 +22,7 @@ NOT_RUN = {
     ("python", "benchmarks/"): "it measures for minutes to hours; its file is checked",
     ("python", "scripts/gpu_check.py"): "it needs a GPU; tests/test_gpu_check.py runs it in small on a CPU",
     ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
+    ("gendistill", "distill", "my-model/", "--budget"): "it trains for its budget; tests/run/test_budget.py runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }
 # Python that no test runs, by what it holds, and why.
