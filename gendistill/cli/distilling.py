@@ -176,7 +176,7 @@ def _distill_in_budget(
     started: float,
 ) -> None:
     """Plan a run within a budget; print the plan, or carry it out and show its evaluation."""
-    from gendistill.run.budget import distill_in_budget, plan_budget
+    from gendistill.run.budgeted_run import distill_in_budget, plan_budget
     from gendistill.run.config import config_text
     from gendistill.settings.quantities import duration, parse_gib, parse_seconds
 

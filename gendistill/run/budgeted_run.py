@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from gendistill.evaluation.student_report import StudentComparison
-from gendistill.methods import RunConfig, recipe_of
+from gendistill.methods import RunConfig, outline_of, recipe_of
 from gendistill.run.budget_evaluation import EvaluationSize, evaluate_sized, evaluation_seconds, evaluation_sizes, time_limit
 from gendistill.run.budget_forecast import embedded_name, forecast
 from gendistill.run.budget_memory import fitting_memory
@@ -35,6 +36,7 @@ ANY_STEPS = (4, 2, 1)
 PURPOSE = re.compile(r"(\d+) steps?")
 DECIDED = ("method", "steps", "trainer.max_minutes", "trainer.max_steps")  # which other settings cannot change
 REPORTED = "budget.json"
+LARGER = 1.25  # times the expected time, that an evaluation larger than planned has to fit into
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def plan_budget(
     purposeful = {"steps": steps_for(purpose), **settings}
     config = load_config(None, purposeful)
     DenoiserRun.require_teacher(config)
+    if len(outline_of(config)) > 1 or os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("--budget plans one training in one process; expects no --compress, and no accelerate launch")
     require_free(Path(config.out).expanduser(), resume=False)
     family, parameters = teacher_of_files(config)
     device = usable_device(config.device)
@@ -197,10 +201,15 @@ def slowdown(plan: BudgetPlan, distilled: DistillResult) -> float:
 
 
 def _affordable(plan: BudgetPlan, left: float, slower: float) -> EvaluationSize | None:
-    """The planned evaluation, or the next smaller one that fits into what is left; None if there is no time for any."""
+    """The most informative evaluation that fits into what is left; None if there is no time for any.
+
+    One that is larger than planned has to fit with room to spare, since its time was not reserved.
+    """
     sizes = evaluation_sizes(plan.config)
-    for size in sizes[sizes.index(plan.evaluation) :]:
-        if slower * evaluation_seconds(size, plan.rates, plan.config, plan.guided) <= left:
+    planned = sizes.index(plan.evaluation)
+    for number, size in enumerate(sizes):
+        spare = LARGER if number < planned else 1.0
+        if spare * slower * evaluation_seconds(size, plan.rates, plan.config, plan.guided) <= left - END:
             return size
     return sizes[-1] if left > END else None
 
