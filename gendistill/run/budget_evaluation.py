@@ -32,7 +32,7 @@ from gendistill.samplers import images_at_once, to_uint8
 
 QUICK = ("fd", "clip_score")
 FULL_SCORES = 25.0  # seconds of the further metrics of a row of 2,000 images, measured on one thread (15 to 22)
-STORING = 0.004  # seconds to store an image in the cache of an evaluation, measured
+SLACK = 1.15  # of the time of an evaluation, which nothing can shorten once it runs
 REPORT = 5.0  # seconds of a report with its curves
 TEACHER_IMAGES = "teacher-images"
 
@@ -103,10 +103,13 @@ def evaluation_seconds(size: EvaluationSize, rates: Rates, config: RunConfig, gu
     Args:
         guided: whether the teacher has classifier-free guidance, two calls a step.
     """
-    image = rates.decode + rates.features + rates.clip + STORING
+    image = rates.decode + rates.features + rates.clip + rates.storing
     steps, guidance = config.steps, calls_a_step(config.guidance.scale) if guided else 1
-    seconds = 2 * rates.opening + REPORT + size.num * (sum(steps) * rates.call + len(steps) * (image + rates.prompt))
-    seconds += len(steps) * (rates.scores + FULL_SCORES * size.num / SCORED * size.full)
+    seconds = 2 * rates.opening + REPORT + len(steps) * rates.scores
+    if size != evaluation_sizes(config)[-1]:
+        seconds *= 2  # the smallest evaluation is made first
+    seconds += size.num * (sum(steps) * rates.call + len(steps) * (image + rates.prompt))
+    seconds += len(steps) * FULL_SCORES * size.num / SCORED * size.full
     long = TEACHER_STEPS * guidance * rates.call
     if size.full:
         seconds += FIDELITY_IMAGES * (long + image)
@@ -116,8 +119,8 @@ def evaluation_seconds(size: EvaluationSize, rates: Rates, config: RunConfig, gu
         rows = [(scale, count, calls) for scale, count, calls in rates.teacher_calls if _measured(scale, count, size, config)]
         seconds += size.num * sum(calls * rates.call + image for _, _, calls in rows) + len(rows) * rates.distance
     if reference_of(config) is None:
-        seconds += rates.opening + config.data.num_synthetic * (rates.decode + rates.features + STORING)
-    return seconds
+        seconds += rates.opening + config.data.num_synthetic * (rates.decode + rates.features + rates.storing)
+    return SLACK * seconds
 
 
 def _measured(scale: float, count: int, size: EvaluationSize, config: RunConfig) -> bool:

@@ -40,6 +40,7 @@ from gendistill.run.denoisers import fitting
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.runtime.store import Store, StoredPart
 from gendistill.samplers import FewStepSampler, images_at_once, to_uint8
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.offload.live_memory import bytes_of
@@ -67,6 +68,7 @@ class Rates:
         prompt: encoding of one prompt.
         features, clip: features of one image for the distance, and its CLIP embedding with that of its prompt; 0 for prompts
             that are no texts.
+        storing: writing an image to the cache of an evaluation and reading it twice.
         distance, scores: a distance of 2,000 images, without and with its interval and that of the CLIP score.
         read: reading one training image.
         images: number of training images; 0 where there are prompts alone.
@@ -85,6 +87,7 @@ class Rates:
     prompt: float
     features: float
     clip: float
+    storing: float
     distance: float
     scores: float
     read: float
@@ -168,6 +171,7 @@ def _of_teacher(config: RunConfig, device: str) -> tuple[dict[str, Any], Conditi
         "prompt": prompt,
         "features": _seconds(lambda: extract(extractor, images), device, 2) / rows,
         "clip": clip,
+        "storing": _storing(images[0]),
         "distance": distance,
         "scores": scores,
         "bytes": _bytes(teacher.pipeline),
@@ -207,6 +211,17 @@ def _reading(config: RunConfig) -> tuple[float, int]:
 
 def _bytes(pipeline: Any) -> int:
     return bytes_of([part for part in pipeline.components.values() if isinstance(part, nn.Module)])
+
+
+def _storing(image: Tensor) -> float:
+    """Seconds to write an image uint8 (3, H, W) to a cache of its own part, and to read it for two networks."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, started = Store(Path(folder), {"probe": 0}, "images"), time.perf_counter()
+        for number in range(EXAMPLES):
+            store.write(str(number), StoredPart({"image": {"image": image[None]}}, notes={"images": 1}))
+            for _ in range(2):
+                store.read(str(number))
+        return (time.perf_counter() - started) / EXAMPLES
 
 
 def _scoring(width: int) -> tuple[float, float]:

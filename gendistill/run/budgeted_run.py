@@ -36,6 +36,7 @@ ANY_STEPS = (4, 2, 1)
 PURPOSE = re.compile(r"(\d+) steps?")
 DECIDED = ("method", "steps", "trainer.max_minutes", "trainer.max_steps")  # which other settings cannot change
 REPORTED = "budget.json"
+FEWEST = 50  # images of an evaluation at the end of a time that was too short
 LARGER = 1.25  # times the expected time, that an evaluation larger than planned has to fit into
 
 
@@ -166,13 +167,14 @@ def distill_in_budget(plan: BudgetPlan, started: float) -> BudgetResult:
     distilled = distill(plan.config, minutes_left=lambda: (ends - time.monotonic()) / 60)
     trained = time.monotonic()
     size = _affordable(plan, deadline - trained, slowdown(plan, distilled))
-    comparison = None
-    if size is not None:
-        try:
+    comparison, made = None, None
+    try:
+        for each in _smallest_first(plan.config, size):
             with time_limit(deadline - time.monotonic() - END):
-                comparison = evaluate_sized(size, plan.config, distilled.student_folder, plan.rates.extractor, plan.rates.texts)
-        except TimeoutError:
-            pass
+                comparison = evaluate_sized(each, plan.config, distilled.student_folder, plan.rates.extractor, plan.rates.texts)
+            made = each
+    except TimeoutError:
+        pass  # what was made before stays
     if comparison is None:
         command = f"gendistill evaluate {distilled.student_folder}"
         print(f"the time was over before the evaluation ended; to evaluate the student, run: {command}", file=sys.stderr)
@@ -183,7 +185,7 @@ def distill_in_budget(plan: BudgetPlan, started: float) -> BudgetResult:
         "before_evaluation": round(trained - started, 1),
         "training": round(distilled.training.seconds, 1),
         "planned": {name: round(value, 1) for name, value in asdict(plan.timetable).items()},
-        "evaluation": None if size is None or comparison is None else asdict(size),
+        "evaluation": None if made is None else asdict(made),
         "rates": {name: value for name, value in asdict(plan.rates).items() if name != "teacher_calls"},
     }
     with atomic_write(Path(plan.config.out).expanduser() / REPORTED) as temporary:
@@ -200,18 +202,28 @@ def slowdown(plan: BudgetPlan, distilled: DistillResult) -> float:
     return max(1.0, training.seconds / expected)
 
 
-def _affordable(plan: BudgetPlan, left: float, slower: float) -> EvaluationSize | None:
-    """The most informative evaluation that fits into what is left; None if there is no time for any.
+def _affordable(plan: BudgetPlan, left: float, slower: float) -> EvaluationSize:
+    """The most informative evaluation that fits into what is left, if need be on fewer images than any plan has.
 
-    One that is larger than planned has to fit with room to spare, since its time was not reserved.
+    One that is larger than planned has to fit with room to spare, since its time was not reserved; the smallest has some spare
+    time in its plan.
     """
     sizes = evaluation_sizes(plan.config)
     planned = sizes.index(plan.evaluation)
     for number, size in enumerate(sizes):
-        spare = LARGER if number < planned else 1.0
-        if spare * slower * evaluation_seconds(size, plan.rates, plan.config, plan.guided) <= left - END:
+        spare = LARGER * slower if number < planned else min(slower, LARGER) if size == sizes[-1] else slower
+        needed = spare * evaluation_seconds(size, plan.rates, plan.config, plan.guided)
+        if needed <= left - END:
             return size
-    return sizes[-1] if left > END else None
+    return replace(sizes[-1], num=max(FEWEST, int(sizes[-1].num * (left - END) / needed)))
+
+
+def _smallest_first(config: RunConfig, size: EvaluationSize) -> Iterator[EvaluationSize]:
+    """The smallest evaluation, whose images are part of any larger one, and then the larger one: there is always a result."""
+    smallest = evaluation_sizes(config)[-1]
+    if size.num >= smallest.num and size != smallest:
+        yield smallest
+    yield size
 
 
 def teacher_of_files(config: RunConfig) -> tuple[Family, int]:

@@ -7,11 +7,14 @@ import time
 import pytest
 import yaml
 
+from gendistill.evaluation.student_report import StudentComparison, write_report
+from gendistill.evaluation.teacher_plans import TEACHER_STEPS, gaps, plans_at
+from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.run.budget_evaluation import EvaluationSize, evaluation_sizes, time_limit
 from gendistill.run.budget_forecast import forecast
 from gendistill.run.budget_memory import fitting_memory, memory_ladder
 from gendistill.run.budget_rules import VISITS, Facts, chosen_rules, chosen_settings, num_trajectories
-from gendistill.run.budgeted_run import distill_in_budget, plan_budget
+from gendistill.run.budgeted_run import FEWEST, distill_in_budget, plan_budget
 from gendistill.run.config import config_text, load_config
 from gendistill.run.training_plan import step_needs
 from gendistill.samplers.families import family_called
@@ -45,7 +48,7 @@ def test_a_run_ends_within_its_budget_with_the_settings_of_its_dry_run_and_an_ev
     result = distill_in_budget(plan, started)
     assert time.monotonic() - started < 150
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["student"]) == 3
-    assert result.comparison.student[0].protocol.num_samples >= 500
+    assert result.comparison.student[0].protocol.num_samples >= FEWEST
     written = load_config(tmp_path / "run" / "config.yaml")
     assert written == load_config(None, yaml.safe_load(config_text(plan.config)))
     assert json.loads((tmp_path / "run" / "budget.json").read_text())["seconds"] < 150
@@ -142,6 +145,17 @@ def test_the_stored_figures_of_a_teacher_are_used_and_a_teacher_without_is_left_
     assert evaluation_sizes(stored)[0] == EvaluationSize(2000, True, "stored")
     sizes = evaluation_sizes(load_config(None, {"data.prompts": "prompts.txt"}))
     assert (sizes[0].teacher, sizes[-1]) == ("full", EvaluationSize(500, False, "none"))
+
+
+def test_a_student_is_evaluated_alone_or_with_its_teacher_at_one_scale(tmp_path):
+    assert {scale for _, _, scale in plans_at((2.0,))} == {1.0, 2.0}
+    assert [plan for plan in plans_at((2.0,)) if plan[1] == TEACHER_STEPS] == [("ddim", TEACHER_STEPS, 2.0)]
+    protocol = EvaluationProtocol("fid", "e", "0", "none", 10, "real", 100, 0, "10 sampled", 1.0, 4, {})
+    alone = StudentComparison([Evaluation("student", "ddim", 4, {"fid": 0.5}, 0.01, protocol)], [])
+    assert alone.table().row_count == 1
+    write_report(tmp_path / "report.html", "alone", alone, [])
+    assert "student" in (tmp_path / "report.html").read_text()
+    assert gaps(alone.student, []) == []
 
 
 def test_an_embedded_teacher_has_a_forecast():
