@@ -119,7 +119,7 @@ def evaluation_seconds(size: EvaluationSize, rates: Rates, config: RunConfig, gu
         rows = [(scale, count, calls) for scale, count, calls in rates.teacher_calls if _measured(scale, count, size, config)]
         seconds += size.num * sum(calls * rates.call + image for _, _, calls in rows) + len(rows) * rates.distance
     if reference_of(config) is None:
-        seconds += rates.opening + config.data.num_synthetic * (rates.decode + rates.features + rates.storing)
+        seconds += rates.opening + min(config.data.num_synthetic, NUM) * (rates.decode + rates.features + rates.storing)
     return SLACK * seconds
 
 
@@ -160,14 +160,14 @@ def evaluate_sized(size: EvaluationSize, config: RunConfig, student: Path, extra
 
 
 def write_teacher_images(config: RunConfig, folder: Path) -> Path:
-    """The images that the teacher generated for training, as a folder with their prompts, to evaluate students against."""
+    """Images that the teacher generated for training, 2,000 at most, with their prompts, to evaluate students against."""
     teacher = load_teacher(
         config.teacher, config=config.teacher_config, size=config.data.size, device=usable_device(config.device)
     )
     data = prepare_data(config.data, teacher, config.seed)
     prompts, lines = training_texts(config.data, teacher, data, config.seed), []
     make_folder(folder)
-    for rows in torch.arange(len(data)).split(images_at_once(max(teacher.size))):
+    for rows in torch.arange(min(len(data), NUM)).split(images_at_once(max(teacher.size))):
         latents = data.cache.rows(rows)["moments"].float().chunk(2, dim=1)[0]
         images = to_uint8(teacher.codec.decode(latents) / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy()
         for number, image in zip(rows.tolist(), images, strict=True):

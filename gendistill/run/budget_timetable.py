@@ -102,7 +102,7 @@ def scheduled(
     validated = next((n for n in VALIDATED if validation_seconds(n, rates, config.steps) <= 0.1 * rest), VALIDATED[-1])
     one = validation_seconds(validated, rates, config.steps)
     of_solver = validation_seconds(SOLVER_IMAGES, rates, config.steps)
-    picks = len(rates.solvers) > 1 and of_solver <= 0.1 * rest
+    picks = len(rates.solvers) > 1 and max(config.steps) > 1 and of_solver <= 0.1 * rest
     validation = 2 * one + picks * of_solver
     rest -= validation
     changes |= {"trainer.num_validation": validated, "trainer.num_solver_images": SOLVER_IMAGES if picks else 0}

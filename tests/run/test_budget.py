@@ -5,8 +5,10 @@ import math
 import time
 
 import pytest
+import torch
 import yaml
 
+from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, write_report
 from gendistill.evaluation.teacher_plans import TEACHER_STEPS, gaps, plans_at
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
@@ -153,7 +155,8 @@ def test_a_student_is_evaluated_alone_or_with_its_teacher_at_one_scale(tmp_path)
     protocol = EvaluationProtocol("fid", "e", "0", "none", 10, "real", 100, 0, "10 sampled", 1.0, 4, {})
     alone = StudentComparison([Evaluation("student", "ddim", 4, {"fid": 0.5}, 0.01, protocol)], [])
     assert alone.table().row_count == 1
-    write_report(tmp_path / "report.html", "alone", alone, [])
+    gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
+    write_report(tmp_path / "report.html", "alone", alone, [gallery])
     assert "student" in (tmp_path / "report.html").read_text()
     assert gaps(alone.student, []) == []
 
