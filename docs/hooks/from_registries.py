@@ -1,6 +1,7 @@
 """Tables that are made from the registries, so that they cannot go out of date.
 
-A page has `<!-- settings: consistency -->`, `<!-- metric: fd -->`, `<!-- families -->` or `<!-- methods -->` where one belongs.
+A page has `<!-- settings: consistency -->`, `<!-- metric: fd -->`, `<!-- families -->`, `<!-- methods -->` or
+`<!-- budget: rules -->` where one belongs.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pydantic_core import PydanticUndefined
 from gendistill.methods import RECIPES, RunConfig
 from gendistill.metrics.metric import Need
 from gendistill.metrics.registry import METRICS
+from gendistill.run import budget_rules
+from gendistill.run.budget_forecast import MEASURED
 from gendistill.run.config import config_class
 from gendistill.samplers.families import FAMILIES
 from gendistill.settings.schedule import Weight
 
-MARKER = re.compile(r"^<!-- (settings|metric|families|methods)(?:: ([\w.]+))? -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- (settings|metric|families|methods|budget)(?:: ([\w.]+))? -->$", re.MULTILINE)
 YES = {True: "yes", False: "no"}
 LEVEL = {"quick": "always", "full": "unless `--quick`", "on request": "where `--metrics` names it"}
 
@@ -91,11 +94,31 @@ def methods_table(_: str) -> str:
     return _table(["`--method`", "", "teacher", "LoRA", "`--compress` before it", "int8 training"], rows)
 
 
+def budget_table(name: str) -> str:
+    """What `distill --budget` goes by: its `rules`, the steps that save `memory`, or the measurements of its `forecasts`."""
+    if name == "rules":
+        rows = [[rule.decides, rule.case, _settings_text(rule.settings), rule.evidence] for rule in budget_rules.RULES]
+        return _table(["decides", "where", "settings", "evidence"], rows)
+    if name == "memory":
+        rows = [[step, _settings_text(settings)] for step, settings in budget_rules.MEMORY_STEPS]
+        return _table(["", "settings"], rows)
+    rows = [
+        [run.teacher, run.method, f"{run.length:,}", ", ".join(f"{gap:.2f} at {calls}" for calls, gap in run.closed.items())]
+        for run in MEASURED
+    ]
+    return _table(["teacher", "method", "training samples, or trajectories", "gap closed, by calls"], rows)
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    return "<br>".join(f"`{name}={value}`".replace("'", "") for name, value in settings.items())
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "settings": settings_table,
     "metric": metric_facts,
     "families": families_table,
     "methods": methods_table,
+    "budget": budget_table,
 }
 
 

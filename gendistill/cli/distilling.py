@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
 from rich.markup import escape
 
@@ -28,7 +30,11 @@ from gendistill.cli.shared import (
     print_line,
     prompts_of,
     quieten_libraries,
+    report_files,
+    show,
 )
+
+YOUNG = 60.0  # seconds: the age of a program that has done nothing but start
 
 
 @app.command(
@@ -36,6 +42,7 @@ from gendistill.cli.shared import (
     rich_help_panel=DISTILL,
     epilog="[bold]Examples[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
     "--set data.caption=subcategory --out runs/mine\n\n"
+    "gendistill distill my-model/ --budget 2h --memory 12GB --for '4 steps' --prompts prompts.txt --out runs/mine\n\n"
     "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data images/ "
     "--out runs/small",
 )
@@ -93,6 +100,21 @@ def distill(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all settings and what would be done, and stop")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time from the start to the end of the evaluation, such as 90s, 30m or 2h: chooses the settings and evaluates"
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="With --budget: memory, such as 12GB or 800MB; default: what is free on the device")
+    ] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="With --budget: step counts of the student: '4 steps', '1 step' or 'any steps' (4, 2 and 1)"
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness of the run")] = None,
     device: Device = None,
     dtype: Annotated[
@@ -101,6 +123,7 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Distill TEACHER: a diffusion model into a few-step student that diffusers opens, a GAN into a smaller one."""
+    started = _started()
     from gendistill.run.config import config_text, load_config
     from gendistill.run.distill import distill as run
     from gendistill.run.dry_run import dry_run as plan
@@ -128,6 +151,13 @@ def distill(
         "dtype": dtype,
     }
     overrides = {name: value for name, value in options.items() if value is not None} | parse_settings(set_ or [])
+    if budget is not None:
+        if config is not None or resume:
+            raise ValueError(f"--budget {budget}: chooses the settings of a new run; expects neither --config nor --resume")
+        _distill_in_budget(overrides, budget, memory, for_, dry_run=dry_run, as_json=as_json, started=started)
+        return
+    if memory is not None or for_ is not None:
+        raise ValueError("--memory, --for: expect --budget, such as --budget 30m")
     settings = load_config(config, overrides)
     if dry_run:
         planned = plan(settings, resume=resume)
@@ -150,6 +180,52 @@ def distill(
     )
     if training.ended:
         console.print(f"[yellow]{escape(training.ended)}[/]", soft_wrap=True, highlight=False)
+
+
+def _distill_in_budget(
+    settings: dict[str, Any],
+    budget: str,
+    memory: str | None,
+    purpose: str | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    started: float,
+) -> None:
+    """Plan a run within a budget; print the plan, or carry it out and show its evaluation."""
+    from gendistill.run.budgeted_run import distill_in_budget, plan_budget
+    from gendistill.run.config import config_text
+    from gendistill.settings.quantities import duration, parse_gib, parse_seconds
+
+    seconds = parse_seconds("--budget", budget)
+    free = None if memory is None else parse_gib("--memory", memory)
+    plan = plan_budget(settings, seconds, memory=free, purpose=purpose or "any steps", started=started)
+    if dry_run and as_json:
+        timetable, evaluation = dataclasses.asdict(plan.timetable), dataclasses.asdict(plan.evaluation)
+        found = {"timetable": timetable, "evaluation": evaluation, "rules": plan.reasons, "forecast": plan.forecast}
+        print(json.dumps({"config": plan.config.model_dump(mode="json"), "plan": found}))
+        return
+    if dry_run:
+        print(config_text(plan.config), end="")
+    for line in plan.lines():
+        print_line(line)
+    if dry_run:
+        return
+    result = distill_in_budget(plan, started)
+    if as_json:
+        figures = None if result.comparison is None else json.loads(result.comparison.to_json())
+        print(json.dumps({"student": str(result.distilled.student_folder), "seconds": result.seconds, "evaluation": figures}))
+        return
+    print_line(f"{result.distilled.describe()}; {duration(result.seconds)} of a budget of {duration(seconds)}")
+    if result.comparison is not None:
+        show(result.comparison.table())
+        report_files(result.comparison.files)
+
+
+def _started() -> float:
+    """`time.monotonic()` at the start of this program, or now, where it is a program that calls many commands."""
+    age = time.time() - psutil.Process().create_time()
+    return time.monotonic() - (age if age < YOUNG else 0)
 
 
 def _teacher(teacher: str | None, method: str | None, config: Path | None) -> str | None:

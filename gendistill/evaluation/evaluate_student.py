@@ -88,7 +88,7 @@ def _evaluate_students(
     teacher_folder = Path(asset_path(teacher))
     stored = [] if spec.teacher_loras else stored_rows(teacher_folder, rows[0])
     teacher_name = " + ".join([teacher_folder.name, *(Path(lora.path).stem for lora in spec.teacher_loras)])
-    rows_of_teacher = stored or teacher_rows(teacher_sampler, evaluator, teacher_name)
+    rows_of_teacher = stored or teacher_rows(teacher_sampler, evaluator, teacher_name, config.teacher_scales)
     if wants_fidelity(evaluator):
         rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
     call_cost = relative_call_cost(sampler, teacher_sampler)

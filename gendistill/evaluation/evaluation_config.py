@@ -30,6 +30,8 @@ class EvaluationConfig:
         device: the best available device if None.
         teacher: the student's teacher; the one that is named in the student's folder if None.
         steps: step counts of the student; those that it was trained for if None.
+        teacher_scales: guidance scales at which a teacher without stored figures is measured, in addition to few steps without
+            guidance; the usual ones if None, and none for an evaluation of the student alone.
         inputs: images for a GAN that translates images.
         quantization: quantization of a diffusion student, see `quantize`; the one that it was trained with if None.
         dtype: precision of a diffusion student and of its teacher: `float16`, `bfloat16`, `float32`; float32 if None.
@@ -50,6 +52,7 @@ class EvaluationConfig:
     device: str | None = None
     teacher: str | None = None
     steps: Sequence[int] | None = None
+    teacher_scales: Sequence[float] | None = None
     inputs: Path | None = None
     quantization: str | None = None
     dtype: str | None = None

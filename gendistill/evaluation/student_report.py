@@ -65,7 +65,7 @@ class StudentComparison:
     @property
     def metric(self) -> str:
         """The name of the primary metric."""
-        return self.teacher[0].protocol.metric
+        return (self.student or self.teacher)[0].protocol.metric
 
     @property
     def shown(self) -> list[Evaluation]:
@@ -131,7 +131,10 @@ class StudentComparison:
 
 
 def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Evaluation]:
-    """The teacher's best row at 50 steps, and each solver's best row within each of the student's network call counts."""
+    """The teacher's best row at 50 steps, and each solver's best row within each of the student's network call counts; none for
+    a student alone."""
+    if not teacher:
+        return []
     metric = student[0].protocol.metric
     rows = [_best([row for row in teacher if row.steps == TEACHER_STEPS], metric)]
     for calls in sorted({row.network_calls for row in student}, reverse=True):
@@ -183,6 +186,8 @@ def _gap_cards(comparison: StudentComparison) -> list[Card]:
 
 def _full_length_cards(comparison: StudentComparison) -> list[Card]:
     """Cards of students with at least as many steps as their teacher: their distance relative to the teacher's."""
+    if not comparison.teacher:
+        return []
     metric = comparison.metric
     best = best_rows(comparison.student, comparison.teacher)[0].scores[metric]
     cost = "".join(f"; {sentence}" for sentence in _cost(comparison.call_cost))
@@ -222,7 +227,8 @@ def _quality(comparison: StudentComparison) -> list[Series]:
 
 def _slider(comparison: StudentComparison) -> list[Series]:
     """Distance against CLIP score, one point per guidance scale: w-conditioned students, and the teacher at 50 steps."""
-    rows = {"teacher": [row for row in comparison.teacher if row.steps == TEACHER_STEPS]}
+    of_teacher = [row for row in comparison.teacher if row.steps == TEACHER_STEPS]
+    rows = {"teacher": of_teacher} if of_teacher else {}
     for row in [*comparison.student, *comparison.slider]:
         rows.setdefault(row.model, []).append(row)
     series = []

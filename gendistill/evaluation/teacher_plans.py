@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,26 +38,39 @@ def calls_a_step(guidance_scale: float) -> int:
     return 2 if guidance_scale > 1 else 1
 
 
-# (solver, steps, guidance scale): 50 steps, and every combination within few network calls; one step of any solver is DDIM
-TEACHER_PLANS = [
-    *(("ddim", TEACHER_STEPS, scale) for scale in TEACHER_SCALES),
-    *(
-        (solver, calls if scale == 1 else calls // 2, scale)
-        for calls in FREE_CALLS
-        for solver in TEACHER_SAMPLERS
-        for scale in TEACHER_SCALES
-        if calls >= calls_a_step(scale) and (solver == "ddim" or calls > calls_a_step(scale))
-    ),
-]
+def plans_at(scales: Sequence[float]) -> list[tuple[str, int, float]]:
+    """(solver, steps, guidance scale): 50 steps, and every combination within few network calls; one step of any solver is
+    DDIM.
+
+    Args:
+        scales: guidance scales of the 50 steps; few steps are also sampled without guidance.
+    """
+    return [
+        *(("ddim", TEACHER_STEPS, scale) for scale in scales),
+        *(
+            (solver, calls if scale == 1 else calls // 2, scale)
+            for calls in FREE_CALLS
+            for solver in TEACHER_SAMPLERS
+            for scale in sorted({1.0, *scales})
+            if calls >= calls_a_step(scale) and (solver == "ddim" or calls > calls_a_step(scale))
+        ),
+    ]
+
+
+TEACHER_PLANS = plans_at(TEACHER_SCALES)
 FILE_NAME = "evaluation.json"
 
 
-def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> list[Evaluation]:
-    """The teacher's rows for `TEACHER_PLANS`: at 50 steps, then within 8, 4, 2 and 1 network calls."""
-    rows, plans = [], teacher_plans(sampler)
+def teacher_rows(
+    sampler: FewStepSampler, evaluator: Evaluator, model: str, scales: Sequence[float] | None = None
+) -> list[Evaluation]:
+    """The teacher's rows for `teacher_plans`: at 50 steps, then within 8, 4, 2 and 1 network calls; none without scales."""
+    rows, plans = [], teacher_plans(sampler, scales)
+    if not plans:
+        return []
     sampling = f"sampling from the teacher, {len(plans)} times"
     with advancing_bar(sampling, len(evaluator.prompts) * len(plans)) as progress:
-        grids = searched_grids(sampler, evaluator) if searchable(sampler.pipeline) else {}
+        grids = searched_grids(sampler, evaluator, plans) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None
             with solver_of(sampler, solver, timesteps, steps):
@@ -81,11 +95,13 @@ def solver_of(
     return scheduler_of(sampler.pipeline, teacher_scheduler(solver, sampler.pipeline, timesteps, steps))
 
 
-def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float, dict[int, list[int]]]:
+def searched_grids(
+    sampler: FewStepSampler, evaluator: Evaluator, plans: list[tuple[str, int, float]]
+) -> dict[float, dict[int, list[int]]]:
     """Timesteps of the plans with a searched grid, by guidance scale and step count."""
     teacher = teacher_of(sampler.pipeline, "the teacher")
     wanted: dict[float, list[int]] = {}
-    for solver, steps, scale in teacher_plans(sampler):
+    for solver, steps, scale in plans:
         if solver == SEARCHED:
             wanted.setdefault(scale, []).append(steps)
     grids = {
@@ -94,16 +110,22 @@ def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float,
     return {scale: {count: grid.timesteps for count, grid in by_count.items()} for scale, by_count in grids.items()}
 
 
-def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
+def teacher_plans(sampler: FewStepSampler, scales: Sequence[float] | None = None) -> list[tuple[str, int, float]]:
     """The plans that a teacher supports: unguided ones only for a model without classifier-free guidance.
 
     Where the guidance scale is an input of the network, these are at its default.
 
     A pipeline that passes its sigmas has the solvers of its own scheduler alone.
+
+    Args:
+        scales: guidance scales, see `plans_at`; `TEACHER_SCALES` if None, and no plan if there are none.
     """
+    if scales is not None and not scales:
+        return []
     family = sampler.family
     solvers = [*(SOLVERS[:1] if family.passes_sigmas else SOLVERS), *([SEARCHED] if searchable(sampler.pipeline) else [])]
-    plans = [plan for plan in TEACHER_PLANS if (family.guided or plan[2] == 1) and plan[0] in solvers]
+    plans = TEACHER_PLANS if scales is None else plans_at(scales)
+    plans = [plan for plan in plans if (family.guided or plan[2] == 1) and plan[0] in solvers]
     return plans if family.guided else [(solver, steps, family.neutral_guidance) for solver, steps, _ in plans]
 
 
@@ -176,7 +198,7 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation], call_cost: float 
         call_cost: cost of a network call of the student, relative to the teacher's.
     """
     metric = student[0].protocol.metric
-    best = min(row.scores[metric] for row in teacher if row.steps == TEACHER_STEPS)
+    best = min((row.scores[metric] for row in teacher if row.steps == TEACHER_STEPS), default=0.0)
     result = []
     for row in student:
         cost = row.network_calls * call_cost

@@ -32,6 +32,7 @@ from gendistill.training.processes import join_processes
 from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
 from gendistill.training.trainer import OnValidation, Trainer, TrainingResult, Validate
+from gendistill.training.trainer_config import TrainerConfig
 
 
 class RunOfKind(Protocol):
@@ -112,7 +113,12 @@ class DistillResult:
 
 @missing_extras_named()
 def distill(
-    config: RunConfig | None = None, *, resume: bool = False, on_validation: OnValidation | None = None, **settings: Any
+    config: RunConfig | None = None,
+    *,
+    resume: bool = False,
+    on_validation: OnValidation | None = None,
+    minutes_left: Callable[[], float] | None = None,
+    **settings: Any,
 ) -> DistillResult:
     """Distill a teacher and write a run folder with the student. Under `accelerate launch` all processes work on one run.
 
@@ -122,6 +128,7 @@ def distill(
         config: all settings, from `load_config`; the alternative is settings by name.
         on_validation: called with the state and the result of each validation of the student with the main step count; an
             exception that it raises ends the run, without a student.
+        minutes_left: called when a stage begins; it trains no longer than that, even where `trainer.max_minutes` is more.
 
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk is full, or training diverged; in one
@@ -143,7 +150,7 @@ def distill(
     locked: AbstractContextManager[None] = folder_lock(run, "out") if processes.is_main_process else nullcontext()
     with user_errors(config, processes.num_processes), locked:
         try:
-            result = _distill(kind(config, processes), run, processes, resume, on_validation)
+            result = _distill(kind(config, processes), run, processes, resume, on_validation, minutes_left)
         except KeyboardInterrupt as stop:
             processes.destroy_process_group()
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
@@ -161,6 +168,11 @@ def _continued(config: RunConfig, run: Path, processes: PartialState) -> str:
     return f"to resume, run: {shlex.join([*program, 'distill', '--config', str(saved), '--resume'])}"
 
 
+def _limited(trainer: TrainerConfig, minutes: float) -> TrainerConfig:
+    """The settings of a training that ends after some minutes, if not sooner; it makes one step even where none are left."""
+    return trainer.model_copy(update={"max_minutes": max(0.001, min(minutes, trainer.max_minutes or minutes))})
+
+
 def stage_folder(run: Path, folder: str) -> Path:
     """The folder of a stage in a run; a run of an earlier version resumes in the folder's former name."""
     former = {f"stages/{GUIDANCE_STAGE}": "stages/imitation"}.get(folder)
@@ -168,7 +180,12 @@ def stage_folder(run: Path, folder: str) -> Path:
 
 
 def _distill(
-    kind: RunOfKind, run: Path, processes: PartialState, resume: bool, on_validation: OnValidation | None
+    kind: RunOfKind,
+    run: Path,
+    processes: PartialState,
+    resume: bool,
+    on_validation: OnValidation | None,
+    minutes_left: Callable[[], float] | None,
 ) -> DistillResult:
     config, main = kind.config, None
     if resume:
@@ -183,11 +200,12 @@ def _distill(
             raise replacement_error(run / stage.student)  # other stages do have checkpoints
         validate = kind.validator(stage, make_folder(folder / "samples"))
         cpu = processes.device.type == "cpu"
+        limits = stage.trainer if minutes_left is None else _limited(stage.trainer, minutes_left())
         is_main = stage.student is not None and (not stage.steps or (stage.config or config).steps[0] in stage.steps)
         trainer = Trainer(
             stage.method,
             kind.data(stage),
-            stage.trainer,
+            limits,
             folder,
             seed=config.seed + number,
             validate=validate,

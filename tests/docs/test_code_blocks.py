@@ -27,6 +27,7 @@ NOT_RUN = {
     ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
     ("gendistill", "search"): "it trains for minutes; tests/search runs it in small",
     ("gendistill", "sweep"): "it trains for minutes; tests/search runs it in small",
+    ("gendistill", "distill", "my-model/", "--budget"): "it trains for its budget; tests/run/test_budget.py runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }
 # Python that no test runs, by what it holds, and why.
