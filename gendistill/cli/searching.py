@@ -62,9 +62,7 @@ def search(
     from gendistill.search.study_report import write_results
 
     quieten_libraries()
-    warnings.filterwarnings(
-        "ignore", category=ExperimentalWarning
-    )  # of Optuna: constant_liar, heartbeats
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)  # of Optuna: constant_liar, heartbeats
     settings = ({} if device is None else {"device": device}) | parse_settings(set_ or [])
     objectives = tuple(objective.split(","))
     worker = StudyWorker(SearchOptions(config, space, out, trials, minutes, settings, sampler, storage, objectives), print_line)
