@@ -16,7 +16,7 @@ LOWEST_TESTS := tests/test_versions.py tests/export tests/schedulers tests/losse
 	$(addprefix tests/run/test_,alignment_runs.py distill.py distill_gan.py family_runs.py halving_runs.py precision_runs.py)
 
 .PHONY: demo full progressive align int8 half decoder gan compare bench test test-lowest test-slow test-installed lint format docs \
-	docs-serve assets clean browser
+	docs-serve assets clean browser students-of-tiny-sd3
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -111,6 +111,29 @@ docs: $(READY)  ## the documentation, into build/site; a broken link or an undoc
 
 docs-serve: $(READY)  ## the documentation at http://127.0.0.1:8000, built anew when a page changes
 	$(BIN)/mkdocs serve
+
+, := ,
+# Students of tiny-sd3, in bfloat16; repeated after an interruption, it resumes.
+SD3 := --set teacher=assets/tiny-sd3 --set data.path='runs/recipes/emoji-64/train-*.tar.gz' --set guidance.scale=2 \
+	--set dtype=bfloat16 --set trainer.mixed_precision=bf16
+SD3_ALIGNED := --config configs/alignment.yaml $(SD3) --set align.trajectories=12288
+ON_POLICY := --set align.distribution.patches=1 --set align.on_policy_fraction
+sd3 = $(BIN)/gendistill distill $(2) --out runs/tiny-sd3/$(1) $(if $(wildcard runs/tiny-sd3/$(1)/config.yaml),--resume)
+
+students-of-tiny-sd3: $(READY)  ## of alignment, consistency and progressive distillation: 2.5 hours on a CPU core
+	test -d runs/recipes/emoji-64 || $(BIN)/python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
+	$(call sd3,first,$(SD3_ALIGNED) --set trainer.max_steps=2400 --set trainer.validate_every=600)
+	$(call sd3,second,$(SD3_ALIGNED) --set start=runs/tiny-sd3/first/student $(ON_POLICY)=0.3 --set trainer.learning_rate=1e-4 \
+		--set trainer.max_steps=700 --set trainer.validate_every=350)
+	$(call sd3,alignment,$(SD3_ALIGNED) --set start=runs/tiny-sd3/second/student $(ON_POLICY)=0.5 \
+		--set trainer.learning_rate=1.5e-4 --set trainer.max_steps=1000 --set trainer.validate_every=500)
+	$(call sd3,consistency,--config configs/demo.yaml $(SD3) --set solvers=[lcm] --set trainer.max_minutes=12 \
+		--set trainer.max_steps=520 --set trainer.validate_every=260 --set trainer.num_solver_images=0)
+	$(call sd3,progressive,--config configs/progressive.yaml $(SD3) --set guidance.mode=baked --set trainer.batch_size=32 \
+		--set progressive.start_steps=32 --set progressive.stages="{guidance_distillation: {max_steps: 600}$(,) \
+		16: {max_steps: 300}$(,) 8: {max_steps: 500}$(,) 4: {max_steps: 2600}$(,) 2: {max_steps: 900}$(,) 1: {max_steps: 600}}")
+	for student in alignment/student consistency/student progressive; do \
+		$(BIN)/gendistill evaluate runs/tiny-sd3/$$student --caption subcategory --dtype bfloat16 || exit; done
 
 assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/emoji_data.py

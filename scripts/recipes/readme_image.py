@@ -1,6 +1,6 @@
 """The image at the top of the README: a teacher at many steps above its students at few, of the same prompts and seeds.
 
-python scripts/recipes/readme_image.py assets/tiny-sd runs/demo/student --out docs/images/teacher-and-student.png
+python scripts/recipes/readme_image.py assets/tiny-sd3 runs/tiny-sd3/alignment/student --guidance-scale 2
 """
 
 import argparse
