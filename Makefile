@@ -24,7 +24,8 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## distill tiny-sd, or TEACHER=assets/tiny-sd3, into a 4-step student in minutes, and report on it
-	$(BIN)/gendistill demo --out runs/demo $(if $(TEACHER),--set teacher=$(TEACHER))
+	$(BIN)/gendistill demo --out runs/demo $(if $(TEACHER),--set teacher=$(TEACHER) --set guidance.scale=2 \
+		--set dtype=bfloat16 --set trainer.mixed_precision=bf16)
 	@echo "'make full' trains for longer."
 
 full: $(READY)  ## the same with more steps, larger batches and a falling learning rate

@@ -35,7 +35,11 @@ PromptsFile = Annotated[
 ]
 Resize = Annotated[str | None, typer.Option(help="Resizing of images: clean, legacy or none; default: that of the extractor")]
 Dtype = Annotated[
-    str | None, typer.Option(help="Precision of diffusion models: float16, bfloat16 or float32, which is the default")
+    str | None,
+    typer.Option(
+        help="Precision of diffusion models: float16, bfloat16 or float32; default: that of the figures in the teacher's folder where "
+        "a student is evaluated, else float32"
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the prompts, the noise and the resampling")]
 

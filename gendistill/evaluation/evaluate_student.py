@@ -24,6 +24,7 @@ from gendistill.evaluation.teacher_plans import (
     relative_call_cost,
     save_rows,
     solver_of,
+    stored_dtype,
     stored_rows,
     teacher_rows,
 )
@@ -52,8 +53,9 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     Raises:
         ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
-    device, dtype = usable_device(config.device), usable_dtype(config.dtype or "float32")
     folders = student_folders(Path(model)) or [Path(model)]
+    dtype = usable_dtype(config.dtype or _dtype_of_teacher(folders[0], config) or "float32")
+    device = usable_device(config.device)
     sources = [folder if folder.is_dir() else model for folder in folders]
     samplers = [
         FewStepSampler.from_pretrained(source, dtype=dtype, device=device, quantization=config.quantization)
@@ -82,9 +84,7 @@ def _evaluate_students(
     rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     opening = {"loras": spec.teacher_loras} if config.teacher else spec.teacher_opening
-    teacher_sampler = FewStepSampler.from_pretrained(
-        teacher, **opening, dtype=usable_dtype(config.dtype or "float32"), device=device
-    )
+    teacher_sampler = FewStepSampler.from_pretrained(teacher, **opening, dtype=sampler.dtype, device=device)
     teacher_folder = Path(asset_path(teacher))
     stored = [] if spec.teacher_loras else stored_rows(teacher_folder, rows[0])
     teacher_name = " + ".join([teacher_folder.name, *(Path(lora.path).stem for lora in spec.teacher_loras)])
@@ -102,6 +102,12 @@ def _evaluate_students(
     galleries = _galleries(few, rows, students, best_rows(rows, rows_of_teacher), teacher_sampler)
     write_report(files[1], f"{spec.method} student of {Path(teacher).name}", comparison, galleries)
     return comparison
+
+
+def _dtype_of_teacher(folder: Path, config: EvaluationConfig) -> str | None:
+    """The precision of the stored figures of a student's teacher, with which the student's are comparable; None without any."""
+    spec = StudentSpec.load(folder)
+    return None if spec is None else stored_dtype(Path(asset_path(config.teacher or spec.teacher)))
 
 
 def student_folders(run: Path) -> list[Path]:

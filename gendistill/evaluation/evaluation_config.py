@@ -34,7 +34,8 @@ class EvaluationConfig:
             guidance; the usual ones if None, and none for an evaluation of the student alone.
         inputs: images for a GAN that translates images.
         quantization: quantization of a diffusion student, see `quantize`; the one that it was trained with if None.
-        dtype: precision of a diffusion student and of its teacher: `float16`, `bfloat16`, `float32`; float32 if None.
+        dtype: precision of a diffusion student and of its teacher: `float16`, `bfloat16`, `float32`; if None that of the
+            evaluation in the teacher's folder, float32 without one.
     """
 
     reference: str

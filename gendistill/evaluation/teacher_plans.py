@@ -236,3 +236,11 @@ def stored_rows(teacher: Path, like: Evaluation) -> list[Evaluation]:
     except (ValueError, TypeError, LookupError):  # of another protocol or another program
         return []
     return rows
+
+
+def stored_dtype(teacher: Path) -> str | None:
+    """The precision in which the rows of the file in a teacher's folder were measured; None without such a file."""
+    try:
+        return load_rows(teacher / FILE_NAME)[0].protocol.dtype
+    except (OSError, ValueError, TypeError, LookupError):
+        return None

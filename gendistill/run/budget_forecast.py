@@ -31,6 +31,8 @@ MEASURED: tuple[Measured, ...] = (
     Measured("tiny-sd", "latent_alignment", 1_024, {4: 0.77, 2: 0.88, 1: 0.85}, "methods/latent-alignment.md"),
     Measured("tiny-sd", "latent_alignment", 8_192, {4: 0.949, 2: 0.959, 1: 0.909}, "methods/latent-alignment.md"),
     Measured("tiny-sd", "latent_alignment", 16_384, {4: 0.953, 2: 0.976, 1: 0.930}, "methods/latent-alignment.md"),
+    Measured("tiny-sd3", "consistency", 16_640, {4: 0.83, 2: 0.94, 1: 0.96}, "flow-matching.md"),
+    Measured("tiny-sd3", "latent_alignment", 12_288, {4: 0.83, 2: 0.97}, "flow-matching.md"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,18 @@ def test_all_students_of_a_run_are_evaluated_at_several_guidance_scales(halved_r
     page = (halved_run / "report.html").read_text()
     assert "numbers are guidance scales" in page
     assert "student-1" in page
+
+
+def test_a_student_is_evaluated_in_the_precision_of_its_teachers_stored_figures(
+    halved_run, tiny_folder, evaluation_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(teacher_plans, "TEACHER_PLANS", TEACHER_PLANS[:1])
+    teacher = shutil.copytree(tiny_folder, tmp_path / "teacher")
+    options = {"reference": HELD_OUT, "caption": "subcategory", "num": 4, "cache": str(evaluation_cache)}
+    stored = evaluate(str(teacher), dtype="bfloat16", **options).teacher
+    compared = evaluate(str(halved_run), teacher=str(teacher), steps=[1], out=str(tmp_path / "student"), **options)
+    assert {row.protocol.dtype for row in compared.student} == {"bfloat16"}
+    assert compared.teacher == stored
 
 
 def test_fidelity_compares_with_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder, evaluation_cache):
