@@ -37,8 +37,8 @@ Resize = Annotated[str | None, typer.Option(help="Resizing of images: clean, leg
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Precision of diffusion models: float16, bfloat16 or float32; default: that of the figures in the teacher's folder where "
-        "a student is evaluated, else float32"
+        help="Precision of diffusion models: float16, bfloat16 or float32; default: where a student is evaluated that of the "
+        "figures in its teacher's folder, else float32"
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the prompts, the noise and the resampling")]
