@@ -76,7 +76,7 @@ MISTAKES = [
     (f"{DISTILL} --metod consistency", "No such option: --metod"),
     (f"{DISTILL} --dtype float8", "setting dtype is 'float8'"),
     (f"{DISTILL} --seed -1", "setting seed is -1"),
-    (f"{DISTILL} --lora --set guidance.mode=embedded", "expects 'baked' or 'cfg' with lora"),
+    (f"{DISTILL} --lora --set guidance.mode=embedded", "expects 'baked' or 'cfg' with a LoRA"),
     (f"{DISTILL} --config nowhere.yaml", "config nowhere.yaml does not exist"),
     (f"{DISTILL} --config broken.yaml", "is not YAML"),
     (f"{DISTILL} --config list.yaml", "holds a list; expects settings by name"),
