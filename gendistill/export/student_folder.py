@@ -67,7 +67,8 @@ def export_student(
     with updated_folder(folder) as temporary:
         temporary.mkdir(parents=True)
         if networks.lora is not None:
-            save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+            with student_pipeline(teacher, networks) as adapted:  # of the teacher, or of the student that is trained further
+                save_lora(adapted, AVERAGE, temporary, dtype)
             scheduler.save_pretrained(temporary / "scheduler")
         else:
             parts = {

@@ -1,0 +1,99 @@
+"""`gendistill finetune`: a few-step student learns new images, and stays a few-step student."""
+
+import json
+import sys
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import settings_of
+
+from gendistill import cli
+from gendistill.run.distill import distill
+
+SMALL = ("trainer.batch_size=2", "trainer.num_validation=4", "trainer.trackers=[]", "trainer.max_steps=2", "lora.rank=2")
+SMALL = (*SMALL, "data.num_prior=4", "data.synthetic_steps=2", "trainer.log_every=1", "trainer.learning_rate=1e-3")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_folder, tmp_path_factory):
+    """A folder with a student of two steps, one image of a new style, and prompts."""
+    place = tmp_path_factory.mktemp("finetune")
+    distill(settings_of(place, tiny_folder, "run", trainer__max_steps=1))
+    (place / "one").mkdir()
+    Image.effect_noise((32, 32), 60).convert("RGB").save(place / "one" / "new.png")
+    return place
+
+
+@pytest.fixture
+def finetune(place, monkeypatch, capsys):
+    """finetune(name, *options): runs the command line here; gives the run folder, or the sentence of an error."""
+
+    def run(name, *options, code=0, student="run/student", data="one"):
+        given = [f"--set={setting}" for setting in (*SMALL, f"data.cache={place / 'cache'}")]
+        common = ["--prior-prompts", str(place / "prompts.txt"), "--trigger", "sks", "--device", "cpu", *given]
+        arguments = [str(place / student), "--data", str(place / data), "--out", str(place / name), *common, *options]
+        monkeypatch.setattr(sys, "argv", ["gendistill", "finetune", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        assert end.value.code in (code, None), shown.err
+        return place / name if not code else shown.err
+
+    return run
+
+
+def spec_of(folder):
+    return json.loads((folder / "gendistill.json").read_text())
+
+
+def test_a_student_of_one_image_and_a_trigger_opens_in_diffusers_with_its_steps(finetune, place):
+    run = finetune("full")
+    before, after = spec_of(place / "run" / "student"), spec_of(run / "student")
+    for name in ("num_inference_steps", "scheduler_class", "scheduler_config", "solver", "guidance_scale", "teacher"):
+        assert after[name] == before[name]
+    pipeline = DiffusionPipeline.from_pretrained(run / "student")
+    assert pipeline("sks", num_inference_steps=2, guidance_scale=1, output_type="np").images.shape == (1, 32, 32, 3)
+    card = (run / "student" / "README.md").read_text()
+    assert "trigger 'sks'" in card
+    assert "4 images of the teacher" in card
+    assert load_file(run / "student" / "unet" / "diffusion_pytorch_model.safetensors").keys()
+
+
+def test_a_lora_of_a_student_opens_on_it_in_diffusers(finetune, place):
+    run = finetune("lora", "--lora")
+    assert spec_of(run / "student")["teacher"] == str(place / "run" / "student")
+    pipeline = StableDiffusionPipeline.from_pretrained(place / "run" / "student", safety_checker=None)
+    before = pipeline("sks", num_inference_steps=2, guidance_scale=1, output_type="pt", generator=torch.manual_seed(0)).images
+    pipeline.load_lora_weights(run / "student")
+    after = pipeline("sks", num_inference_steps=2, guidance_scale=1, output_type="pt", generator=torch.manual_seed(0)).images
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("keep", ["distill", "adversarial", "plain"])
+def test_every_candidate_trains(keep, finetune):
+    run = finetune(keep, "--keep", keep)
+    assert spec_of(run / "student")["num_inference_steps"] == [2]
+    assert (run / "stages" / "teacher").is_dir() == (keep == "distill")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["distill", "carry_distill", "adversarial", "plain"])
+def test_every_candidate_trains_a_lora(keep, finetune):
+    run = finetune(f"lora-{keep}", "--keep", keep, "--lora")
+    assert spec_of(run / "student")["lora"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"data": "none"}, "none' .*does not exist|none"),
+        ({"student": "run"}, "student .* has no gendistill.json \\(there is .*student\\); expects the folder of a student"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, sentence, finetune):
+    import re
+
+    assert re.search(sentence, " ".join(finetune("mistake", code=2, **options).split()))
