@@ -75,6 +75,12 @@ class StudentSpec:
         """The `guidance_scale` for a diffusers pipeline; 1 (off) or the default of an input if the scale is baked in."""
         return self.neutral_guidance if self.guidance == "baked" else self.guidance_scale
 
+    @property
+    def of_teacher(self) -> StudentSpec:
+        """This spec; of a LoRA of a student, the spec of that student, whose `teacher` generates in many steps."""
+        base = StudentSpec.load(Path(self.teacher)) if self.lora else None
+        return self if base is None else base.of_teacher
+
     def scheduler(self) -> Any:
         """The scheduler of this student, from diffusers or from gendistill."""
         own_classes = {kind.__name__: kind for kind in (GridDDIMScheduler, StochasticDDIMScheduler)}

@@ -76,12 +76,13 @@ def _evaluate_students(
 ) -> StudentComparison:
     files, sampler, device = [out / FILE_NAME, out / REPORT], samplers[0], config.device or "cpu"
     assert sampler.spec is not None
-    if config.teacher is None and (named := Path(sampler.spec.teacher)).is_absolute() and not named.exists():
+    source = sampler.spec.of_teacher
+    if config.teacher is None and (named := Path(source.teacher)).is_absolute() and not named.exists():
         raise ValueError(f"teacher {named} of the student does not exist; expects --teacher with its present path")
     students = _students(folders, samplers, config.steps)
     rows, guidance_rows = _student_rows(students, evaluator)
-    spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
-    pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
+    spec, teacher = sampler.spec, config.teacher or source.teacher
+    pinned, revision = (None, None) if config.teacher else (source.teacher_config, source.teacher_revision)
     teacher_sampler = FewStepSampler.from_pretrained(
         teacher, config=pinned, revision=revision, dtype=usable_dtype(config.dtype or "float32"), device=device
     )

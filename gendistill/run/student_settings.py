@@ -25,9 +25,7 @@ def settings_of_student(student: str, teacher: str | None = None) -> dict[str, A
         state = "has no gendistill.json" if folder.is_dir() else "is not a folder"
         near = f" (there is {folder / 'student'})" if (folder / "student").is_dir() else ""
         raise ValueError(f"student {student} {state}{near}; expects the folder of a student that gendistill has trained")
-    source = spec
-    while source.lora and (base := StudentSpec.load(Path(source.teacher))) is not None:  # a LoRA of a student
-        source = base
+    source = spec.of_teacher
     if teacher is None and Path(source.teacher).is_absolute() and not Path(source.teacher).exists():
         raise ValueError(f"teacher {source.teacher} of the student does not exist; expects --teacher with its present path")
     settings = {
