@@ -172,8 +172,8 @@ class FineTuningRecipe(Recipe):
         if not _distills(config):
             yield Stage(FineTuning(_carried(context), baked, settings), config.trainer, **last)
             return
-        first = _trainer(config, settings.teacher_fraction)
-        folder = f"stages/{TEACHER_STAGE}"
+        first, folder = _trainer(config, settings.teacher_fraction), f"stages/{TEACHER_STAGE}"
+        start = context.start
         if _carries(config):
             carried = _carried(context)
             yield Stage(FineTuning(carried, baked, settings), first, None, folder, **last)
@@ -181,7 +181,7 @@ class FineTuningRecipe(Recipe):
         else:
             networks = _of_teacher(context)
             yield Stage(FineTuning(networks, baked, settings), first, None, folder, [STEPS_OF_TEACHER], ["ddim"])
-            teacher, start = networks.average, context.start
+            teacher = networks.average
         torch.manual_seed(config.seed + 1)  # initial weights do not depend on what the stage before has computed
         rest = config.model_copy(update={"trainer": _trainer(config, 1 - settings.teacher_fraction)})
         networks = _of_student(replace(context, start=start), teacher)

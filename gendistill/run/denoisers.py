@@ -23,7 +23,6 @@ from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
-from gendistill.export.model_card import name_of_teacher
 from gendistill.export.student_folder import export_student
 from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
@@ -173,7 +172,7 @@ class DenoiserRun:
         return {
             **rows,
             "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
-            **({} if self.config.start is None else {"trained from": name_of_teacher(located(self.config).start or "")}),
+            **({} if self.config.start is None else {"trained from": "/".join(Path(self.config.start).parts[-2:])}),
             "data": self.training_data.described,
             **provenance_of(self.config, stage, training),
         }

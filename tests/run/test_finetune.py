@@ -1,14 +1,14 @@
 """`gendistill finetune`: a few-step student learns new images, and stays a few-step student."""
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
-from tiny_runs import settings_of
+from tiny_runs import logged, settings_of
 
 from gendistill import cli
 from gendistill.run.distill import distill
@@ -59,7 +59,6 @@ def test_a_student_of_one_image_and_a_trigger_opens_in_diffusers_with_its_steps(
     card = (run / "student" / "README.md").read_text()
     assert "trigger 'sks'" in card
     assert "4 images of the teacher" in card
-    assert load_file(run / "student" / "unet" / "diffusion_pytorch_model.safetensors").keys()
 
 
 def test_a_lora_of_a_student_opens_on_it_in_diffusers(finetune, place):
@@ -86,14 +85,34 @@ def test_every_candidate_trains_a_lora(keep, finetune):
     assert spec_of(run / "student")["lora"]
 
 
+@pytest.mark.slow
+def test_a_run_that_ended_early_resumes_in_its_second_stage(finetune):
+    run = finetune("resumed", "--keep", "carry_distill")
+    first = logged(run / "stages" / "teacher", "loss")
+    (run / "student").rename(run / "former")
+    finetune("resumed", "--keep", "carry_distill", "--set=trainer.max_steps=6", "--resume")
+    assert logged(run / "stages" / "teacher", "loss")[: len(first)] == first
+    assert len(logged(run, "loss")) == len(logged(run / "stages" / "teacher", "loss")) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"data": "none"}, "none' .*does not exist|none"),
+        ({"data": "empty"}, "empty' holds no image, no shard and no parquet"),
+        ({"data": "nowhere"}, "data: '.*nowhere'"),
         ({"student": "run"}, "student .* has no gendistill.json \\(there is .*student\\); expects the folder of a student"),
+        ({"options": ("--prior-fraction", "1")}, "setting data.prior_fraction is 1.0; expects less than 1"),
+        (
+            {"options": ("--teacher", "{sd2}")},
+            "keep carry: the teacher's change cannot be added .* as its weight .*expects distill",
+        ),
     ],
+    ids=["no image", "no folder", "no student", "no new image in a batch", "another teacher"],
 )
-def test_mistakes_are_one_sentence(options, sentence, finetune):
-    import re
-
-    assert re.search(sentence, " ".join(finetune("mistake", code=2, **options).split()))
+def test_mistakes_are_one_sentence(options, sentence, finetune, place, family_folder):
+    (place / "empty").mkdir(exist_ok=True)
+    more = [str(family_folder("sd2")) if part == "{sd2}" else part for part in options.get("options", ())]
+    places = {name: value for name, value in options.items() if name != "options"}
+    shown = " ".join(finetune(f"mistake-{sentence[:4].strip()}", *more, code=2, **places).split())
+    assert re.search(sentence, shown), shown
+    assert "Traceback" not in shown
