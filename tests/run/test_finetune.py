@@ -86,6 +86,19 @@ def test_every_candidate_trains_a_lora(keep, finetune):
 
 
 @pytest.mark.slow
+def test_a_lora_and_a_student_with_a_guidance_input_are_fine_tuned_with_all_weights(finetune, place, tiny_folder, halved_run):
+    distill(settings_of(place, tiny_folder, "adapter", trainer__max_steps=1, lora__enabled=True, lora__rank=2))
+    assert not spec_of(finetune("of-lora", student="adapter/student") / "student")["lora"]
+    assert "is a LoRA itself" in finetune("of-lora-2", "--lora", student="adapter/student", code=2)
+    slider = halved_run / "student-2"
+    assert "it predicts v_prediction, and the teacher epsilon" in " ".join(finetune("v", student=slider, code=2).split())
+    for keep in ("distill", "plain"):
+        spec = spec_of(finetune(f"of-slider-{keep}", "--keep", keep, student=slider) / "student")
+        assert spec["guidance"] == "embedded"
+        assert spec["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.slow
 def test_a_run_that_ended_early_resumes_in_its_second_stage(finetune):
     run = finetune("resumed", "--keep", "carry_distill")
     first = logged(run / "stages" / "teacher", "loss")
