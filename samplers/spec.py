@@ -85,6 +85,12 @@ class StudentSpec:
         """Keyword arguments that open the teacher, by its name `teacher`, with its LoRAs merged."""
         return {"config": self.teacher_config, "revision": self.teacher_revision, "loras": self.teacher_loras}
 
+    @property
+    def of_teacher(self) -> StudentSpec:
+        """This spec; of a LoRA of a student, the spec of that student, whose `teacher` generates in many steps."""
+        base = StudentSpec.load(Path(self.teacher)) if self.lora else None
+        return self if base is None else base.of_teacher
+
     def scheduler(self) -> Any:
         """The scheduler of this student, from diffusers or from gendistill."""
         own_classes = {kind.__name__: kind for kind in (GridDDIMScheduler, StochasticDDIMScheduler)}

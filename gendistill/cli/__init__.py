@@ -12,7 +12,18 @@ from contextlib import suppress
 
 from rich.markup import escape
 
-from gendistill.cli import demo, describing, distilling, evaluating, overview, planning, sampling, searching, serving
+from gendistill.cli import (
+    demo,
+    describing,
+    distilling,
+    evaluating,
+    finetuning,
+    overview,
+    planning,
+    sampling,
+    searching,
+    serving,
+)
 from gendistill.cli.shared import PANELS, app, console
 from gendistill.cli.standard_streams import discard_output, open_standard_streams
 from gendistill.runtime.allocator import keep_freed_memory
@@ -20,7 +31,19 @@ from gendistill.runtime.extras import MissingExtraError, missing_extras_named
 from gendistill.runtime.files import DISK, as_os_error
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["demo", "describing", "distilling", "evaluating", "main", "overview", "planning", "sampling", "searching", "serving"]
+__all__ = [
+    "demo",
+    "describing",
+    "distilling",
+    "evaluating",
+    "finetuning",
+    "main",
+    "overview",
+    "planning",
+    "sampling",
+    "searching",
+    "serving",
+]
 
 app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
 

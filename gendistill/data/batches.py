@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -61,7 +62,12 @@ class LatentData(CachedData):
 
     A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`; each group of the
     cache is an aspect ratio bucket, whose latents have one shape.
+
+    Attributes:
+        prior_texts: the prompts of the last rows, which the teacher has generated next to images; empty without such rows.
     """
+
+    prior_texts: Sequence[str] = ()
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
         """The rows (batch_size,) int64 of global step `step`, all from one bucket; see `CachedData`."""

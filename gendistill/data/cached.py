@@ -16,6 +16,7 @@ from torch import Tensor
 from gendistill.data.data_config import DataConfig
 from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.data.sources.triggered import TriggeredImages
 from gendistill.runtime.hashing import HASHES, HashMemo
 from gendistill.runtime.random import indices_of_step
 from gendistill.runtime.store import Store, StoredPart
@@ -122,7 +123,7 @@ def image_source(config: DataConfig, seed: int, classes: Callable[[set[str]], bo
         first = next((source.caption_of(entry) for entry in source.entries()), "")
         if not classes({first}) and (field := source.field_of(classes)) is not None:
             return image_source(config.model_copy(update={"caption": field}), seed)
-    return source
+    return source if config.trigger is None else TriggeredImages(source, config.trigger)
 
 
 class CachedData:

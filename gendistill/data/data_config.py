@@ -35,6 +35,32 @@ class DataConfig(Section):
         "empty",
         description="Treatment of images without a caption: train on the empty prompt, skip them, or stop with an error",
     )
+    trigger: str | None = Field(
+        None,
+        min_length=1,
+        description="Word that precedes each caption, and is the caption of images without one: the name of what is learned",
+        json_schema_extra=about(paper=papers.DREAMBOOTH, at="section 4.1"),
+    )
+    prior_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Fraction of the training samples that the teacher generates from its own prompts, next to the images of "
+        "path, so that a student keeps what it could generate before; 0 is off",
+        json_schema_extra=about(paper=papers.DREAMBOOTH, at="section 4.2"),
+    )
+    prior_prompts: str | None = Field(
+        None,
+        description="Text file with one prompt per line, or images with captions, for prior_fraction; null uses the teacher's "
+        "classes, the captions of the emoji for the embedded models, or the captions of path without their trigger",
+        json_schema_extra=about(path=True),
+    )
+    num_prior: int = Field(
+        256,
+        ge=1,
+        description="Number of images that the teacher generates for prior_fraction, by the settings of synthetic images",
+        json_schema_extra=about("images", papers.DREAMBOOTH, "section 4.2"),
+    )
     image_column: str | None = Field(None, description="Image column of a dataset; null finds it by its type or name")
     split: str | None = Field(None, description="Split of a dataset; null uses the only one, or train")
     resolution: int | str | None = Field(

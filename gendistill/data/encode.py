@@ -43,13 +43,11 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
         ValueError: both `data.path` and `data.prompts` are set, or neither although the teacher needs prompts; no sample is
             left; or more than the fraction `gendistill.data.cached.MAX_BROKEN` of the images cannot be decoded.
     """
+    if config.path is None and (config.trigger is not None or config.prior_fraction):
+        name = "data.prior_fraction" if config.trigger is None else "data.trigger"
+        raise ValueError(f"{name}: there are no images to learn; expects data.path")
     if config.path is None:
-        family, explicit = teacher.family, "synthetic_guidance" in config.model_fields_set
-        is_used = family.guided or (family.guidance_input and explicit)
-        scale = config.synthetic_guidance if is_used else family.neutral_guidance
-        prompts, count = training_prompts(config, teacher), config.num_synthetic
-        generated = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
-        return LatentData(cached_rows(config.cache, generated, progress))
+        return generated_latents(config, teacher, training_prompts(config, teacher), config.num_synthetic, seed, progress)
     if config.prompts is not None:
         raise ValueError(NOTHING_TO_LEARN_ON)
     source = training_source(config, teacher, seed)
@@ -58,6 +56,17 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
     framing = Framing.from_settings(config.crop, teacher.size, teacher.family.size_multiple(teacher.pipeline), seed)
     maker = EncodedImages(source, framing, config.missing_caption, teacher.codec, teacher.prompt_encoder)
     return LatentData(cached_images(config.cache, maker, progress))
+
+
+def generated_latents(
+    config: DataConfig, teacher: Teacher, prompts: Prompts, count: int, seed: int, progress: Progress | None = None
+) -> LatentData:
+    """`count` latents that the teacher generates from prompts by the settings `synthetic_steps` and `synthetic_guidance`."""
+    family, explicit = teacher.family, "synthetic_guidance" in config.model_fields_set
+    is_used = family.guided or (family.guidance_input and explicit)
+    scale = config.synthetic_guidance if is_used else family.neutral_guidance
+    generated = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
+    return LatentData(cached_rows(config.cache, generated, progress))
 
 
 def training_source(config: DataConfig, teacher: Teacher, seed: int) -> ImageSource:
@@ -82,7 +91,8 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
         return [prompts[number % len(prompts)] for number in range(len(data))]
     source = training_source(config, teacher, seed)
     skipped = data.cache.skipped_keys()
-    return [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
+    texts = [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
+    return [*texts, *data.prior_texts]
 
 
 @dataclass(frozen=True)

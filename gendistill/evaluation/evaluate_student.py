@@ -78,16 +78,17 @@ def _evaluate_students(
 ) -> StudentComparison:
     files, sampler, device = [out / FILE_NAME, out / REPORT], samplers[0], config.device or "cpu"
     assert sampler.spec is not None
-    if config.teacher is None and (named := Path(sampler.spec.teacher)).is_absolute() and not named.exists():
+    source = sampler.spec.of_teacher
+    if config.teacher is None and (named := Path(source.teacher)).is_absolute() and not named.exists():
         raise ValueError(f"teacher {named} of the student does not exist; expects --teacher with its present path")
     students = _students(folders, samplers, config.steps)
     rows, guidance_rows = _student_rows(students, evaluator)
-    spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
-    opening = {"loras": spec.teacher_loras} if config.teacher else spec.teacher_opening
+    spec, teacher = sampler.spec, config.teacher or source.teacher
+    opening = {"loras": source.teacher_loras} if config.teacher else source.teacher_opening
     teacher_sampler = FewStepSampler.from_pretrained(teacher, **opening, dtype=sampler.dtype, device=device)
     teacher_folder = Path(asset_path(teacher))
-    stored = [] if spec.teacher_loras else stored_rows(teacher_folder, rows[0])
-    teacher_name = " + ".join([teacher_folder.name, *(Path(lora.path).stem for lora in spec.teacher_loras)])
+    stored = [] if source.teacher_loras else stored_rows(teacher_folder, rows[0])
+    teacher_name = " + ".join([teacher_folder.name, *(Path(lora.path).stem for lora in source.teacher_loras)])
     rows_of_teacher = stored or teacher_rows(teacher_sampler, evaluator, teacher_name, config.teacher_scales)
     if wants_fidelity(evaluator):
         rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
@@ -107,7 +108,7 @@ def _evaluate_students(
 def _dtype_of_teacher(folder: Path, config: EvaluationConfig) -> str | None:
     """The precision of the stored figures of a student's teacher, with which the student's are comparable; None without any."""
     spec = StudentSpec.load(folder)
-    return None if spec is None else stored_dtype(Path(asset_path(config.teacher or spec.teacher)))
+    return None if spec is None else stored_dtype(Path(asset_path(config.teacher or spec.of_teacher.teacher)))
 
 
 def student_folders(run: Path) -> list[Path]:

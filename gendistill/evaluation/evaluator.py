@@ -299,24 +299,34 @@ def name_of(source: str) -> str:
     return printable(Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:]))
 
 
-def teacher_evaluator(data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str) -> Evaluator:
+def teacher_evaluator(
+    data: LatentData,
+    codec: Codec,
+    prompts: list[str],
+    *,
+    num: int,
+    seed: int,
+    extractor: str,
+    rows: Tensor | None = None,
+) -> Evaluator:
     """An evaluator whose reference is the teacher's images, decoded from the latents that it generated for training.
 
     Args:
-        data: cached latents that the teacher generated from `prompts`.
+        data: cached latents that the teacher generated from `prompts`, or those of images with these captions.
+        rows: of the data that are the reference, with repetitions; None for all.
         num: number of prompts to evaluate on, with seeds that differ from those of the cached latents.
     """
     network = load_extractor(extractor)
     features = []
     edge = max(data.cache.rows([0])["moments"].shape[-2:]) * codec.factor
-    for rows in torch.arange(len(data)).split(images_at_once(edge)):
-        moments = data.cache.rows(rows)["moments"].float()
+    for batch in (torch.arange(len(data)) if rows is None else rows).split(images_at_once(edge)):
+        moments = data.cache.rows(batch)["moments"].float()
         features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))
     return Evaluator(
         prompts=_sampled_prompts(prompts, num, seed),
         seeds=seeds_of(seed, num),
         reference=ReferenceFeatures(gaussian_statistics(torch.cat(features))),
-        reference_name="the teacher's own images",
+        reference_name="the teacher's own images" if rows is None else "the training images",
         prompt_source=f"{num} of the training prompts",
         extractor=network,
         scorer=None,

@@ -74,11 +74,13 @@ def export_student(
     with updated_folder(folder) as temporary:
         temporary.mkdir(parents=True)
         network = networks.average.network
-        if spec.lora:
-            saved = lora or LoraStudent(teacher.pipeline, AVERAGE)
-            save_lora(saved.pipeline, saved.adapter, temporary, dtype, encoders=saved.encoders)
-            if lora is not None:
-                write_kohya_file(lora.pipeline, lora.adapter, temporary, dtype, lora.encoders)
+        if lora is not None:
+            save_lora(lora.pipeline, lora.adapter, temporary, dtype, encoders=lora.encoders)
+            write_kohya_file(lora.pipeline, lora.adapter, temporary, dtype, lora.encoders)
+            scheduler.save_pretrained(temporary / "scheduler")
+        elif spec.lora:
+            with student_pipeline(teacher, networks) as adapted:  # of the teacher, or of the student that is trained further
+                save_lora(adapted, AVERAGE, temporary, dtype)
             scheduler.save_pretrained(temporary / "scheduler")
         else:
             network = merged_network(network) if isinstance(network, AdapterView) else network

@@ -12,6 +12,7 @@ from gendistill.methods.decoder import DecoderRecipe
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
 from gendistill.methods.distribution_matching import DistributionMatchingRecipe
 from gendistill.methods.feature_adversary import AdversarialRecipe
+from gendistill.methods.fine_tuning import FineTuningRecipe
 from gendistill.methods.gan_build import GanRecipe
 from gendistill.methods.latent_alignment import AlignmentRecipe
 from gendistill.methods.matching_features import FeatureMatchingRecipe
@@ -28,6 +29,7 @@ for _recipe in (
     DistributionMatchingRecipe(),
     AdversarialRecipe(),
     FeatureMatchingRecipe(),
+    FineTuningRecipe(),
     SequenceRecipe(),
     COMPRESSION,
     DecoderRecipe(),

@@ -23,6 +23,7 @@ from gendistill.diffusion.trained_networks import (
 )
 from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers import StudentSpec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family
 from gendistill.schedulers import usable_solvers
@@ -184,6 +185,8 @@ class DenoiserContext:
         teacher: frozen.
         unconditional: the encoded empty prompt (batch of 1), for guidance.
         start: a denoiser that the student is initialised from instead of the teacher.
+        start_spec: the sampling settings of the student that it is from, if any.
+        prepared: the networks that `networks` returns, where a method that continues others has made them.
         opened: the teacher's pipeline, for losses that need its codec; its text encoders are released. None on the meta device.
         examples: a batch of the training data, on which pruning measures importance; None on the meta device.
         data: the encoded training data; None on the meta device.
@@ -194,6 +197,8 @@ class DenoiserContext:
     teacher: Denoiser
     unconditional: Conditioning
     start: Denoiser | None = None
+    start_spec: StudentSpec | None = None
+    prepared: Networks | None = None
     opened: Teacher | None = None
     examples: Batch | None = None
     data: LatentData | None = None
@@ -208,6 +213,8 @@ class DenoiserContext:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an
         input."""
         config = self.config
+        if self.prepared is not None:
+            return self.prepared
         if config.lora.enabled and self.start is not None:
             return networks_from_adapter(self.start, self.teacher)
         if config.lora.enabled:

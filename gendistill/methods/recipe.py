@@ -124,6 +124,7 @@ class Supports:
         added_loras: teacher and student are called in the step, so that LoRAs can be added to both (`compatible.loras`).
         gradient_checkpointing: gradient checkpointing, and a teacher in half precision.
         planning: a training step on the meta device, for `plan --train`.
+        student_lora: training of an adapter on the student at `start`, which may be a LoRA without.
     """
 
     lora: bool = True
@@ -135,6 +136,7 @@ class Supports:
     added_loras: bool = False
     gradient_checkpointing: bool = True
     planning: bool = True
+    student_lora: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class Stage:
         grids: timesteps of the student's samplers where these are not the trailing grid.
         data: function from the data of the run to the data of this stage; None for the data of the run.
         config: the settings of the stage where these are not the run's.
+        scheduler: the diffusers scheduler of the student where it is not made from the settings.
     """
 
     method: Method
@@ -162,6 +165,7 @@ class Stage:
     grids: list[list[int]] = field(default_factory=list)
     data: Callable[[Any], Any] | None = None
     config: RunConfig | None = None
+    scheduler: Any = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,11 @@ class Recipe(ABC):
         """
         if config.lora.enabled and not self.supports.lora:
             raise ValueError(f"lora.enabled: {self.student} has weights of its own; expects false")
+
+    def check_start(self, context: Any) -> None:
+        """Raise ValueError, in one sentence, if the student at `start` does not fit the method. `context` is a
+        `DenoiserContext` with `start` and its `start_spec`, without data."""
+        return
 
     def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories", "images", "decoded"]:
         """The kind of training data: encoded images, the teacher's trajectories, images for a GAN, or latents with their

@@ -96,7 +96,7 @@ class SequenceRecipe(Recipe):
 def _settings_of_stage(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
     """The settings of the run with those of a stage, validated as those of a run of its method."""
     methods = [name for name, recipe in RECIPES.items() if recipe.teaches == "denoiser"]
-    methods = [name for name in methods if name not in ("compression", "sequence")]  # `compress` precedes any method
+    methods = [name for name in methods if name not in ("compression", "fine_tuning", "sequence")]  # `compress` precedes any
     if (method := settings.get("method")) not in methods:
         raise ValueError(f"method {method}: expects one of {', '.join(methods)}")
     if of_the_run := settings.keys() & {*RunConfig.model_fields, "sequence"} - OF_A_STAGE:

@@ -58,7 +58,7 @@ def _full_weights(config: RunConfig) -> None:
     for name in (name for name, is_requested in requested.items() if is_requested):
         if not recipe_of(config).supports.full_weights:
             raise ValueError(f"{name} {getattr(config, name)}: expects a method that trains a denoiser, not {config.method}")
-        if config.lora.enabled:
+        if config.lora.enabled and not (name == "start" and recipe_of(config).supports.student_lora):
             raise ValueError(f"{name} {getattr(config, name)}: trains all weights; expects lora.enabled=false")
     if config.start is not None and compresses(config):
         raise ValueError(f"start {config.start}: excludes compress, which starts from the teacher; expects one of them")

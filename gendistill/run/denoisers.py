@@ -17,6 +17,7 @@ from accelerate import PartialState, init_empty_weights
 from gendistill.data.batches import LatentData
 from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
+from gendistill.data.regularized import regularized
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.added_loras import AddedLoras
@@ -32,12 +33,14 @@ from gendistill.methods.lora_checks import exports_lora
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.run.located_paths import located
+from gendistill.run.prior_prompts import prior_prompts
 from gendistill.run.student_outputs import lora_student, require_output
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_evaluator, validation_prompts
 from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
 from gendistill.samplers.offload.released import ReleasedEncoders
@@ -74,7 +77,8 @@ class DenoiserRun:
         if compresses(config):
             pruning = pruning_for(self.teacher.network, self.teacher.family)
             compressed_config(pruning, config.compress)  # raises ValueError before the data are encoded
-        self.start = starting_denoiser(self.config, self.teacher)
+        self.start, self.start_spec = starting_denoiser(self.config, self.teacher)
+        recipe_of(config).check_start(self._context(Conditioning()))
         require_output(self.config, self.teacher, self.loras)
         self.added_loras = AddedLoras.from_folder(self.teacher.pipeline, config.compatible)
 
@@ -95,6 +99,10 @@ class DenoiserRun:
         synthetic = config.data.num_synthetic if config.data.path is None else None
         with advancing_bar("encoding" if synthetic is None else "generating data (data.num_synthetic)", synthetic) as progress:
             self.latents = prepare_data(config.data, teacher, config.seed, progress)
+        if config.data.prior_fraction:
+            prompts = prior_prompts(config, teacher)
+            with advancing_bar("generating prior images (data.num_prior)", config.data.num_prior) as progress:
+                self.latents = regularized(self.latents, config.data, teacher, prompts, config.seed, progress)
         self.training_data: LatentData | TrajectoryData = self.latents
         if recipe_of(config).data_needs(config) == "trajectories":
             with advancing_bar("generating trajectories (align.trajectories)", config.align.trajectories) as progress:
@@ -116,14 +124,25 @@ class DenoiserRun:
         self.encoders = ReleasedEncoders(teacher.pipeline, validation_prompts(config, self.evaluator, max(teacher.size)))
 
     def stages(self) -> Iterator[Stage]:
-        teacher, config, device = self.teacher, self.config, self.processes.device
+        config, device = self.config, self.processes.device
         rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
         examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
-        context = DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
-        for stage in denoiser_stages(replace(context, data=self.latents)):
+        for stage in denoiser_stages(replace(self._context(self.unconditional), examples=examples, data=self.latents)):
             if isinstance(stage.method, DenoiserMethod):
                 stage.method.added_loras = self.added_loras
             yield stage
+
+    def _context(self, unconditional: Conditioning) -> DenoiserContext:
+        teacher = self.teacher
+        return DenoiserContext(
+            self.config,
+            teacher.family,
+            teacher.denoiser,
+            unconditional,
+            start=self.start,
+            start_spec=self.start_spec,
+            opened=teacher,
+        )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
@@ -172,6 +191,7 @@ class DenoiserRun:
         return {
             **rows,
             "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
+            **({} if self.config.start is None else {"trained from": "/".join(Path(self.config.start).parts[-2:])}),
             "data": self.training_data.described,
             **provenance_of(self.config, stage, training),
         }
@@ -186,13 +206,15 @@ def describe_student(
         validation: the validation that chose the solver, if any.
     """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
+    of_student = config.lora.enabled and config.start is not None
+    base = config.start if config.start is not None and of_student else config.teacher
     family, (height, width) = teacher.family, teacher.size
     is_lora = exports_lora(config)
     in_folder = family.stores_size and not (is_lora and config.data.size)
     in_folder = in_folder and family.size(teacher.pipeline) == teacher.size
     spec = StudentSpec(
         method=config.method,
-        teacher=config.teacher,
+        teacher=base,
         num_inference_steps=tuple(stage.steps),
         solver=solver,
         scheduler_class=type(scheduler).__name__,
@@ -205,8 +227,8 @@ def describe_student(
         lora=is_lora,
         quantization=config.quantization,
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
-        teacher_config=config.teacher_config,
-        teacher_revision=teacher.commit or config.teacher_revision,
+        teacher_config=None if of_student else config.teacher_config,
+        teacher_revision=None if of_student else teacher.commit or config.teacher_revision,
         resolution=None if in_folder else height if height == width else (height, width),
         teacher_loras=tuple(WeightedLora.parse(text) for text in config.teacher_loras),
         lora_on_original=config.output == "base-lora",
@@ -216,17 +238,22 @@ def describe_student(
     return spec, scheduler
 
 
-def starting_denoiser(config: RunConfig, teacher: Teacher) -> Denoiser | None:
-    """The student at `config.start`, which may have another prediction type than the teacher; None if `start` is not set.
+def starting_denoiser(config: RunConfig, teacher: Teacher) -> tuple[Denoiser | None, StudentSpec | None]:
+    """The student at `config.start`, which may have another prediction type than the teacher, and its spec; None if `start`
+    is not set. A LoRA is fused into its network where the method continues one.
 
     Raises:
         ValueError: the student cannot be opened, or its network does not match the teacher's.
     """
     if config.start is None:
-        return None
-    pipeline, spec = open_student(config.start)
+        return None, None
+    dtype = getattr(torch, config.dtype) if config.lora.enabled else torch.float32  # that of an adapter's base is the teacher's
+    pipeline, spec = open_student(config.start, dtype=dtype)
     if spec is not None and spec.lora:
-        raise ValueError(f"start {config.start}: is a LoRA; expects a student with full weights")
+        if not recipe_of(config).supports.student_lora:
+            raise ValueError(f"start {config.start}: is a LoRA; expects a student with full weights")
+        network_of(pipeline).fuse_lora()
+        network_of(pipeline).unload_lora()
     network, expected = network_of(pipeline), teacher.network.config
     actual = network.config
     for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
@@ -239,7 +266,7 @@ def starting_denoiser(config: RunConfig, teacher: Teacher) -> Denoiser | None:
     if teacher.family.size(pipeline) != teacher.size:
         teacher.family.set_size(pipeline, teacher.size)
     started = teacher.denoiser.with_network(network.to(teacher.pipeline.device))
-    return started.with_prediction_type(teacher.family.prediction_type(pipeline.scheduler))
+    return started.with_prediction_type(teacher.family.prediction_type(pipeline.scheduler)), spec
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import training_prompts, training_source
+from gendistill.data.encode import training_prompts, training_source, training_texts
 from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.default_extractor import chosen_extractor, is_embedded, prompts_of
 from gendistill.evaluation.evaluation_config import EvaluationConfig
@@ -120,7 +120,8 @@ class Validator:
     def _of_teacher(self, evaluator: Evaluator) -> Tensor:
         """The images of the guided teacher for all prompts, by its own scheduler."""
         teacher, networks = self.teacher, self.stage.method.networks
-        network = teacher.network if networks.lora is None else networks.average.network.shared.without_adapter()
+        shared = None if networks.lora is None else networks.average.network.shared
+        network = shared.without_adapter() if shared and shared.network is teacher.network else teacher.network
         frozen = replace(networks, average=teacher.denoiser.with_network(network))
         with student_pipeline(teacher, frozen) as pipeline:
             sampler = FewStepSampler(pipeline, size=teacher.size, encoded=self.encoded)
@@ -156,9 +157,17 @@ def solver_table(validation: Validation) -> str:
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
     """An evaluator against the real images of the run, or without these against the teacher's images. Its seeds differ from the
     seeds of `gendistill evaluate`."""
-    reference, seed = config.validation_reference or config.data.path, 1_000 + config.seed
+    data_config = config.data
+    reference, seed = config.validation_reference or data_config.path, 1_000 + config.seed
     num = max(config.trainer.num_validation, config.trainer.solver_images)
     extractor = validation_extractor(config, teacher, reference)
+    if config.validation_reference is None and (
+        data_config.trigger is not None or data_config.prior_fraction or len(data) == 1
+    ):
+        rows = data.rows_of_step(config.seed, 0, num)  # new images and the teacher's in the ratio of the training
+        texts = training_texts(data_config, teacher, data, config.seed)
+        prompts = [texts[row] for row in rows.tolist()]
+        return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=extractor, rows=rows)
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
         return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=extractor)
@@ -203,6 +212,8 @@ def reported_extractor(named: str | None, *, embedded: bool) -> str:
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
     schedule = teacher.denoiser.schedule
+    if stage.scheduler is not None:
+        return type(stage.scheduler).from_config(stage.scheduler.config)
     if schedule.kind == "flow":
         return flow_scheduler(solver, schedule, teacher.family.passes_sigmas)
     if schedule.kind == "edm":

@@ -25,11 +25,15 @@ BORN_AGAIN = Paper("Furlanello et al. 2018", "Born-Again Neural Networks", "1805
 CFG = Paper("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12598")
 CLIP = Paper("Radford et al. 2021", "Learning Transferable Visual Models From Natural Language Supervision", "2103.00020")
 CONSISTENCY = Paper("Song et al. 2023", "Consistency Models", "2303.01469")
+DDPM = Paper("Ho et al. 2020", "Denoising Diffusion Probabilistic Models", "2006.11239")
 DENOISING_STUDENT = Paper("Luhman & Luhman 2021", "Knowledge Distillation in Iterative Generative Models", "2101.02388")
 DMD = Paper("Yin et al. 2024", "One-step Diffusion with Distribution Matching Distillation", "2311.18828")
 DMD2 = Paper("Yin et al. 2024", "Improved Distribution Matching Distillation for Fast Image Synthesis", "2405.14867")
 DPM_SOLVER = Paper(
     "Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"
+)
+DREAMBOOTH = Paper(
+    "Ruiz et al. 2023", "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven Generation", "2208.12242"
 )
 GUIDED = Paper("Meng et al. 2023", "On Distillation of Guided Diffusion Models", "2210.03142")
 IMPROVED_CONSISTENCY = Paper("Song & Dhariwal 2023", "Improved Techniques for Training Consistency Models", "2310.14189")

@@ -141,7 +141,7 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
             config.data.path = reference(config.data.path)
         if config.teacher.endswith(".safetensors"):
             config.teacher_config = str(tiny_folder)
-        if config.start or config.decoder.start:
+        if (config.start or config.decoder.start) and config.method != "fine_tuning":
             config.start, config.decoder.start = None, None
         _shrink(config)
         AcceleratorState._reset_state(reset_partial_state=True)  # a process of the command line has one run
@@ -183,7 +183,7 @@ def _shrink(config):
     config.sequence.stages = [{**stage, "trainer": {}} for stage in config.sequence.stages]
     config.trainer = config.trainer.model_copy(update={**limits, "trackers": [], "optimizer": "adamw"})
     config.device, config.lora.rank = "cpu", 2
-    config.data.num_synthetic, config.data.synthetic_steps = 4, 2
+    config.data.num_synthetic, config.data.synthetic_steps, config.data.num_prior = 4, 2, 4
     config.align.trajectories, config.align.trajectory_steps = 4, 2
     config.progressive = config.progressive.model_copy(
         update={"start_steps": 2 * max(config.steps), "stages": {}, "grid": None}

@@ -13,7 +13,7 @@ WRONG = [
     (
         {"method": "consistancy"},
         "setting method is 'consistancy'; expects consistency, progressive, latent_alignment, distribution_matching, "
-        "adversarial, feature_matching, sequence, compression, decoder or gan; did you mean consistency?",
+        "adversarial, feature_matching, fine_tuning, sequence, compression, decoder or gan; did you mean consistency?",
     ),
     ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; expects adamw or adamw_8bit; did you mean adamw?"),
     ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; expects ddim, lcm or tcd; did you mean lcm?"),
