@@ -197,11 +197,11 @@ class DenoiserContext:
     teacher: Denoiser
     unconditional: Conditioning
     start: Denoiser | None = None
-    start_spec: StudentSpec | None = None
-    prepared: Networks | None = None
     opened: Teacher | None = None
     examples: Batch | None = None
     data: LatentData | None = None
+    start_spec: StudentSpec | None = None
+    prepared: Networks | None = None
 
     @property
     def solvers(self) -> list[str]:
