@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gendistill.runtime.hashing import file_sha256
 from gendistill.samplers.teacher_path import found_path, relative_path
 
 # in a folder: the names of diffusers and of PEFT
@@ -42,7 +42,7 @@ class WeightedLora:
         if not math.isfinite(weight):
             raise ValueError(f"lora {text}: the weight {weight} is not finite; expects FILE or FILE:WEIGHT")
         file = lora_file(path)
-        return WeightedLora(os.path.abspath(file), weight, file_sha256(file))
+        return WeightedLora(os.path.abspath(file), weight, _sha256(file))
 
     def require(self) -> None:
         """Raise ValueError if the file does not exist, or has another content than it had in training."""
@@ -51,7 +51,7 @@ class WeightedLora:
                 f"lora {self.path}, which is merged into the teacher, does not exist; expects the file there, or its path in "
                 "`teacher_loras` of the student's gendistill.json"
             )
-        if self.sha256 and file_sha256(Path(self.path)) != self.sha256:
+        if self.sha256 and _sha256(Path(self.path)) != self.sha256:
             raise ValueError(
                 f"lora {self.path}, which is merged into the teacher, has changed since the student was trained; expects the "
                 f"file with sha256 {self.sha256[:16]}"
@@ -88,3 +88,8 @@ def lora_file(lora: str | Path) -> Path:
     if file.suffix != ".safetensors" or not file.is_file():
         raise ValueError(f"lora {lora}: expects an existing .safetensors file, or a folder with {LORA_FILES[0]}")
     return file
+
+
+def _sha256(file: Path) -> str:
+    """Of the bytes of a file, 64 hex digits; it fits the memory, as its weights do."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
